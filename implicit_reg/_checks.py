@@ -1,0 +1,182 @@
+"""Every check of an argument, and every error text: what was wanted, what came, and the cure.
+
+The rules. Python and NumPy scalars are judged by type and range when an object is built; JAX arrays by dtype and shape
+alone, for their value may be traced (schedules, `inject_hyperparams`, `vmap` over a hyperparameter) and reading it
+would wait for the device. `bool` is not a number. Wrong type: TypeError; wrong value: ValueError; wrong state of the
+world: a subclass of `ImplicitRegError`. The NaN test is written `not (low <= x)`, which NaN fails.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class ImplicitRegError(RuntimeError):
+    """The arguments are fine; the state of the world (a file, a lock, a precision) is not."""
+
+
+class CorruptResultError(ImplicitRegError):
+    """A file of results is truncated, damaged, or not of this library."""
+
+
+class ConfigMismatchError(ImplicitRegError):
+    """A folder was written with other settings than those asked for now."""
+
+
+def path_name(root: str, path: tuple) -> str:
+    """`root['dense']['w']` from a key path of `jax.tree_util`."""
+    return root + jax.tree_util.keystr(path)
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the value can be read without waiting for a device: a Python or NumPy number or array."""
+    return isinstance(x, numbers.Number | np.ndarray | np.generic)
+
+
+def check_number(
+    function: str, argument: str, value: Any, *, low: float = -math.inf, exclusive: bool = False, why: str = ""
+) -> None:
+    """A finite real scalar, `low <= value` (or `low < value`)."""
+    interval = ("greater than" if exclusive else "at least") + f" {low:g}" if low > -math.inf else ""
+    wanted = "a finite real number" + (f", {interval}" if interval else "")
+    text = f"{function}: `{argument}` must be {wanted}"
+    suffix = f"; {why}" if why else ""
+    if isinstance(value, jax.Array):
+        if value.shape != ():
+            raise ValueError(f"{text}, a scalar; got shape {value.shape}. Use jax.vmap for several values{suffix}")
+        if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+            raise TypeError(f"{text}, got dtype {value.dtype}{suffix}")
+        return
+    if isinstance(value, np.ndarray):
+        if value.shape != ():
+            raise ValueError(f"{text}, a scalar; got shape {value.shape}. Use jax.vmap for several values{suffix}")
+        value = value[()]
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.floating | np.integer):
+        raise TypeError(f"{text}, got {value!r} of type {type(value).__name__}{suffix}")
+    if not math.isfinite(value):
+        raise ValueError(f"{text}, got {value}{suffix}")
+    if not (low < value if exclusive else low <= value):
+        raise ValueError(f"{text}, got {value}{suffix}")
+
+
+def check_integer(function: str, argument: str, value: Any, *, low: int = 1, why: str = "") -> None:
+    """A Python or NumPy integer, at least `low`; never a bool or a float."""
+    text = f"{function}: `{argument}` must be an integer, at least {low}"
+    suffix = f"; {why}" if why else ""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral | np.integer):
+        raise TypeError(f"{text}, got {value!r} of type {type(value).__name__}{suffix}")
+    if value < low:
+        raise ValueError(f"{text}, got {value}{suffix}")
+
+
+def check_seed(function: str, argument: str, value: Any) -> None:
+    """An integer in [0, 2**32): outside of it JAX's keys coincide or depend on the x64 flag."""
+    check_integer(function, argument, value, low=0)
+    if value >= 2**32:
+        raise ValueError(f"{function}: `{argument}` must be below 2**32, got {value}")
+
+
+def check_callable(function: str, argument: str, value: Any, what: str) -> None:
+    """Something to call; `what` says which signature."""
+    if not callable(value):
+        raise TypeError(
+            f"{function}: `{argument}` must be callable: {what}; got {value!r} of type {type(value).__name__}"
+        )
+
+
+def check_transformation(function: str, argument: str, value: Any) -> None:
+    """An Optax gradient transformation, and not a factory that still wants its learning rate."""
+    if hasattr(value, "init") and hasattr(value, "update"):
+        return
+    name = getattr(value, "__name__", None)
+    hint = f". Did you mean {name}(learning_rate)?" if callable(value) and name else ""
+    raise TypeError(
+        f"{function}: `{argument}` must be an optax.GradientTransformation, got {value!r} of type "
+        f"{type(value).__name__}{hint}"
+    )
+
+
+def check_state(function: str, state: Any, expected: type) -> None:
+    """The state that `init` made, with its structure (a bad restore gives a tuple or a dict)."""
+    if not isinstance(state, expected):
+        raise TypeError(
+            f"{function}: the state must be {expected.__name__}, got {type(state).__name__}; was it made by another "
+            f"transformation, or restored without its structure? Restore it into the result of init(params)."
+        )
+
+
+def check_floating(
+    function: str, argument: str, tree: Any, *, allow_complex: bool = False, allow_empty: bool = False
+) -> None:
+    """A pytree whose leaves are all floating (or complex, where `allow_complex`)."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves and not allow_empty:
+        raise ValueError(f"{function}: `{argument}` must have at least one leaf, got {tree!r}")
+    for path, leaf in leaves:
+        name = path_name(argument, path)
+        try:
+            dtype = jax.dtypes.result_type(leaf)
+        except TypeError as error:
+            raise TypeError(f"{function}: {name} must be a floating array, got {type(leaf).__name__}") from error
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            if not allow_complex:
+                raise TypeError(f"{function}: {name} has dtype {dtype}; complex parameters are not supported here")
+        elif not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{function}: {name} has dtype {dtype}; every leaf must be floating. Keep the others out of the tree "
+                f"(optax.masked, equinox.partition or flax.nnx.split)."
+            )
+
+
+def check_same_tree(function: str, name_a: str, a: Any, name_b: str, b: Any, *, shapes: bool = True) -> None:
+    """Equal structure and, where `shapes`, equal shapes of the leaves; the first difference is named."""
+    leaves_a, leaves_b = jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b)
+    structure_a, structure_b = jax.tree.structure(a), jax.tree.structure(b)
+    if structure_a != structure_b:
+        paths_a, paths_b = ([jax.tree_util.keystr(p) for p, _ in leaves] for leaves in (leaves_a, leaves_b))
+        first = next((p for p in paths_a if p not in paths_b), None) or next(
+            (p for p in paths_b if p not in paths_a), ""
+        )
+        where = f"; the first leaf that only one of them has is {first}" if first else ""
+        raise ValueError(
+            f"{function}: `{name_a}` and `{name_b}` must have the same structure{where}: got {structure_a} "
+            f"and {structure_b}"
+        )
+    if not shapes:
+        return
+    for (path, x), (_, y) in zip(leaves_a, leaves_b, strict=True):
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"{function}: {path_name(name_a, path)} has shape {jnp.shape(x)} but {path_name(name_b, path)} has "
+                f"shape {jnp.shape(y)}; they must be equal (Optax would broadcast)"
+            )
+
+
+def check_loss_value(function: str, argument: str, value: Any) -> None:
+    """A real floating scalar; shape (1,) is not squeezed."""
+    dtype = jax.dtypes.result_type(value)
+    if jnp.shape(value) != ():
+        raise ValueError(f"{function}: `{argument}` must be a scalar loss, got shape {jnp.shape(value)}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{function}: `{argument}` must be a real floating scalar, got dtype {dtype}")
+
+
+def missing(function: str, argument: str, call: str) -> ValueError:
+    """The error for an extra argument that a transformation lives on and did not get."""
+    return ValueError(f"{function} needs `{argument}`: call {call}")
+
+
+def unknown_name(function: str, argument: str, value: Any, known: Iterable[str]) -> ValueError:
+    """The error for a name that is in no table: the known ones, and the nearest."""
+    known = list(known)
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{function}: unknown {argument} {value!r}.{hint} Known: {', '.join(known)}")

@@ -1,0 +1,45 @@
+"""Pytree arithmetic that `optax.tree` lacks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+def axpy(a: object, x: PyTree, y: PyTree) -> PyTree:
+    """`a x + y`, every leaf in the dtype of the leaf of `y`, so that no scalar promotes it."""
+
+    def leaf(x, y):
+        y = jnp.asarray(y)
+        return jnp.asarray(a).astype(y.dtype) * jnp.asarray(x).astype(y.dtype) + y
+
+    return jax.tree.map(leaf, x, y)
+
+
+def scale(a: object, x: PyTree) -> PyTree:
+    """`a x`, every leaf in its own dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(a).astype(jnp.asarray(x).dtype) * x, x)
+
+
+def squared_norm(x: PyTree) -> Array:
+    """`sum |x_i|^2` over all leaves, accumulated in float32 or, where a leaf is wider, in its precision."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(x)]
+    dtype = jnp.result_type(jnp.float32, *(jnp.finfo(leaf.dtype).dtype for leaf in leaves))
+
+    def one(leaf):
+        wide = leaf.astype(jnp.result_type(leaf.dtype, dtype))
+        return jnp.sum((wide * jnp.conj(wide)).real).astype(dtype)
+
+    return sum((one(leaf) for leaf in leaves), start=jnp.zeros((), dtype))
+
+
+def real_dtype(tree: PyTree) -> np.dtype:
+    """The coarsest real floating dtype among the leaves: the precision that the whole tree can hold."""
+    return max((jnp.finfo(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)), key=lambda f: float(f.eps)).dtype
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every entry of every leaf is finite, as one boolean."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], dtype=bool))

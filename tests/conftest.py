@@ -1,0 +1,52 @@
+"""Two processes run this suite (`run.py test`): x64 off for contracts and prose, x64 on for orders (marked `x64`).
+
+The flag is never changed within a process, and no test may leave `jax.config` changed.
+"""
+
+import os
+
+# Before JAX is imported anywhere: XLA reads these once.
+os.environ.setdefault("JAX_ENABLE_X64", "0")
+os.environ.update(
+    JAX_PLATFORMS=os.environ.get("IMPLICIT_REG_TEST_PLATFORM", "cpu"),
+    JAX_NUM_CPU_DEVICES="8",
+    NPROC="2",
+    PJRT_NPROC="2",
+    JAX_EXPLICIT_X64_DTYPES="error",
+    EQX_ON_ERROR="raise",
+    MPLBACKEND="agg",
+)
+
+import hashlib
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile("ci", max_examples=50, derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Each process keeps its own half: a test marked `x64` runs with the flag on, every other one with it off."""
+    on = jax.config.jax_enable_x64
+    keep, drop = [], []
+    for item in items:
+        (keep if (item.get_closest_marker("x64") is not None) == on else drop).append(item)
+    if drop:
+        config.hook.pytest_deselected(items=drop)
+        items[:] = keep
+
+
+@pytest.fixture
+def key(request):
+    """A PRNG key fixed by the test's name."""
+    return jax.random.key(int.from_bytes(hashlib.sha256(request.node.nodeid.encode()).digest()[:4], "big"))
+
+
+@pytest.fixture(autouse=True)
+def config_unchanged():
+    """The library never leaves a global JAX flag changed."""
+    before = dict(jax.config.values)
+    yield
+    assert dict(jax.config.values) == before
