@@ -180,3 +180,70 @@ def unknown_name(function: str, argument: str, value: Any, known: Iterable[str])
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"{function}: unknown {argument} {value!r}.{hint} Known: {', '.join(known)}")
+
+
+def check_batches(function: str, batches: Any, num_steps: int) -> tuple:
+    """A tuple of pytrees whose leaves have leading axis `num_steps`; None is the empty tuple."""
+    if batches is None:
+        return ()
+    if not isinstance(batches, tuple):
+        raise TypeError(
+            f"{function}: `batches` must be a tuple with one pytree for each argument of loss_fn after params, got "
+            f"{type(batches).__name__}; a single one is written (batch,)"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] != num_steps:
+            raise ValueError(
+                f"{function}: {path_name('batches', path)} must have leading axis num_steps={num_steps}, got shape "
+                f"{shape}"
+            )
+    return jax.tree.map(jnp.asarray, batches)
+
+
+def check_times(function: str, argument: str, ts: Any) -> Any:
+    """One-dimensional times, strictly increasing from at least 0; concrete ones are returned as float64 NumPy."""
+    if isinstance(ts, jax.core.Tracer):
+        if ts.ndim != 1 or ts.shape[0] == 0:
+            raise ValueError(f"{function}: `{argument}` must be a vector of times, got shape {ts.shape}")
+        return ts
+    try:
+        times = np.asarray(ts, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{function}: `{argument}` must be a vector of times, got {ts!r}") from error
+    if times.ndim != 1 or times.size == 0:
+        raise ValueError(f"{function}: `{argument}` must be a vector of times, got shape {times.shape}")
+    if not np.all(np.isfinite(times)):
+        raise ValueError(f"{function}: `{argument}` must be finite, got {times}")
+    if not times[0] >= 0 or not np.all(np.diff(times) > 0):
+        raise ValueError(f"{function}: `{argument}` must increase strictly from at least 0, got {times}")
+    return times
+
+
+def check_tolerance(function: str, argument: str, value: Any, default: float, dtype: Any) -> float:
+    """A solver's tolerance that the dtype can hold; None is the default."""
+    if value is None:
+        return default
+    check_number(function, argument, value, low=0, exclusive=True)
+    floor = 4 * float(jnp.finfo(dtype).eps)
+    if not float(value) >= floor:
+        raise ValueError(
+            f"{function}: `{argument}`={value} is below what {dtype} holds ({floor:.1e}); loosen it, or use float64 "
+            f"parameters (jax.enable_x64)"
+        )
+    return float(value)
+
+
+def check_vector(function: str, argument: str, value: Any) -> np.ndarray:
+    """A vector of real numbers, as float64 NumPy."""
+    try:
+        vector = np.asarray(value)
+        if vector.dtype == bool or not (
+            np.issubdtype(vector.dtype, np.floating) or np.issubdtype(vector.dtype, np.integer)
+        ):
+            raise TypeError
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{function}: `{argument}` must be a vector of real numbers, got {value!r}") from error
+    if vector.ndim != 1:
+        raise ValueError(f"{function}: `{argument}` must be a vector, got shape {vector.shape}")
+    return vector.astype(np.float64)

@@ -1,0 +1,232 @@
+"""Discrete dynamics: one step as a map of the step size, and many steps as a trajectory.
+
+A *method* is a function `h -> optax.GradientTransformation`; `optax.sgd` is one. Because the step size is an argument,
+the same object is scanned here, vmapped in a sweep, and differentiated in `h` for its modified equation (`flows`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from implicit_reg import _checks, _tree
+from implicit_reg._types import Integer, Loss, Observe, Params, Scalar
+from implicit_reg.trajectory import Trajectory, record_times
+
+Method = Callable[[Any], optax.GradientTransformation]
+
+
+def _transformation(function: str, method: Method, h: Scalar) -> optax.GradientTransformationExtraArgs:
+    transformation = method(h)
+    _checks.check_transformation(function, "method(h)", transformation)
+    return optax.with_extra_args_support(transformation)
+
+
+def _update(transformation, loss_fn: Loss, params: PyTree, state: PyTree, batch: tuple) -> tuple[PyTree, PyTree]:
+    """Optax updates at `params`, with every extra argument that a transformation may ask for."""
+
+    def value_fn(p):
+        return loss_fn(p, *batch)
+
+    value, gradient = jax.value_and_grad(value_fn)(params)
+    gradient = optax.tree.conj(gradient)  # Optax's convention for complex parameters; real ones are left alone
+    return transformation.update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
+
+
+def _strong(params: Params) -> PyTree:
+    """Arrays without weak types, so that a loop carries them unchanged."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
+
+
+def _check_loss(function: str, loss_fn: Loss, params: PyTree, batch: tuple) -> None:
+    _checks.check_loss_value(function, "loss_fn(params, *batch)", jax.eval_shape(loss_fn, params, *batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateMap:
+    """One step of a method as a function of the step size and the parameters; made by `update_map`."""
+
+    method: Method
+    loss_fn: Loss
+    num_steps: int
+
+    def __call__(self, h: Scalar, params: Params) -> PyTree:
+        """The parameters after `num_steps` steps of size `h`."""
+        return self._run(h, params)[0]
+
+    def update(self, h: Scalar, params: Params) -> PyTree:
+        """The raw Optax updates of the step (their sum over `num_steps`), before they are added to the parameters.
+
+        `phi(h, x) - x` loses `eps |x| / h` to cancellation; this does not.
+        """
+        return self._run(h, params)[1]
+
+    def _run(self, h: Scalar, params: Params) -> tuple[PyTree, PyTree]:
+        _checks.check_number("update_map", "h", h)
+        _checks.check_floating("update_map", "params", params, allow_complex=True)
+        params = _strong(params)
+        _check_loss("update_map", self.loss_fn, params, ())
+        transformation = _transformation("update_map", self.method, h)
+        state = transformation.init(params)
+        _refuse_memory(state)
+        total = None
+        for _ in range(self.num_steps):
+            updates, state = _update(transformation, self.loss_fn, params, state, ())
+            params = optax.apply_updates(params, updates)
+            total = updates if total is None else optax.tree.add(total, updates)
+        return params, total
+
+
+def _refuse_memory(state: PyTree) -> None:
+    """A modified equation in the parameters alone exists only where nothing else carries information between steps."""
+    injected = (optax.schedules.InjectStatefulHyperparamsState, optax.schedules.InjectHyperparamsState)
+
+    def without_hyperparameters(node):
+        if not isinstance(node, injected):
+            return node
+        inner = jax.tree.map(without_hyperparameters, node.inner_state, is_leaf=lambda n: isinstance(n, injected))
+        return node._replace(hyperparams=None, inner_state=inner)
+
+    state = jax.tree.map(without_hyperparameters, state, is_leaf=lambda n: isinstance(n, injected))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        dtype = jnp.result_type(leaf)
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and jnp.ndim(leaf) > 0):
+            kind, cure = "a PRNG key", "pass randomness as `batches` to descend, or compare trajectories only"
+        elif jnp.issubdtype(dtype, jnp.inexact):
+            kind, cure = f"a memory of dtype {dtype}", "compare trajectories only (descend, integrate, discrepancy)"
+        else:
+            continue
+        raise ValueError(
+            f"update_map: the transformation's state holds {kind} at {_checks.path_name('state', path)}, so its "
+            f"modified equation lives on (params, state) and not on the parameters alone; {cure}."
+        )
+
+
+def update_map(method: Method, loss_fn: Loss, *, num_steps: Integer = 1) -> UpdateMap:
+    """One step of `method` on `loss_fn`, as a map `phi(h, params) -> params`.
+
+    Every call starts from the method's initial state: step counters and the hyperparameters of
+    `optax.inject_hyperparams` are welcome, memory (momentum) and randomness are not.
+
+    Args:
+      method: `h -> optax.GradientTransformation`. `value`, `grad` and `value_fn` are passed to its `update`.
+      loss_fn: `loss_fn(params) -> scalar`.
+      num_steps: how many steps of `h` one call composes; 2 for a pair such as `alternating`. One call is one unit of
+        time `h` in the modified equation, whatever `num_steps`.
+
+    Returns:
+      A callable that also offers `phi.update(h, params)`, the raw Optax updates.
+
+    Raises:
+      TypeError: `method` or `loss_fn` is not callable, or `method(h)` is not a transformation.
+      ValueError: when called, if the transformation carries a floating state or a PRNG key; the leaf is named.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> phi = update_map(optax.sgd, lambda x: 0.5 * jnp.sum(x**2))
+      >>> phi(0.25, jnp.array([1.0, 2.0]))
+      Array([0.75, 1.5 ], dtype=float32)
+    """
+    _checks.check_callable("update_map", "method", method, "h -> optax.GradientTransformation")
+    _checks.check_callable("update_map", "loss_fn", loss_fn, "loss_fn(params) -> scalar")
+    _checks.check_integer("update_map", "num_steps", num_steps)
+    return UpdateMap(method, loss_fn, int(num_steps))
+
+
+def descend(
+    method: Method,
+    loss_fn: Loss,
+    params: Params,
+    h: Scalar,
+    num_steps: Integer,
+    *,
+    batches: tuple | None = None,
+    observe: Observe = None,
+    every: Integer = 1,
+) -> Trajectory:
+    """Runs `num_steps` steps of `method` with step size `h` and records every `every`-th.
+
+    Args:
+      method: `h -> optax.GradientTransformation`, stateful ones included.
+      loss_fn: `loss_fn(params, *batch) -> scalar`.
+      params: the start, any pytree of floating or complex leaves; the run keeps their dtypes.
+      h: the step size, positive; may be traced.
+      num_steps: how many steps.
+      batches: a tuple of pytrees whose leaves have leading axis `num_steps`; step n calls
+        `loss_fn(params, *(leaf[n] ...))`. Index arrays with a loss that closes over the data avoid copies.
+      observe: `params -> pytree of arrays`, traceable; called at the records only.
+      every: the distance of two records in steps; divides `num_steps`.
+
+    Returns:
+      The trajectory at steps 0, every, 2 every, ..., `num_steps`, the start included, at times `t = n h`. A run that
+      diverges is recorded in `finite`. Runs with other `h`, and with other `num_steps` but equally many records,
+      share one compilation.
+
+    Raises:
+      TypeError, ValueError: an argument is not as above; nothing has been computed then.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> run = descend(optax.sgd, lambda x: 0.5 * x**2, jnp.array(1.0), 0.5, 4, every=2)
+      >>> run.t, run.params
+      (array([0., 1., 2.]), Array([1.    , 0.25  , 0.0625], dtype=float32))
+    """
+    _checks.check_callable("descend", "method", method, "h -> optax.GradientTransformation")
+    _checks.check_callable("descend", "loss_fn", loss_fn, "loss_fn(params, *batch) -> scalar")
+    if observe is not None:
+        _checks.check_callable("descend", "observe", observe, "params -> pytree of arrays")
+    _checks.check_floating("descend", "params", params, allow_complex=True)
+    _checks.check_number("descend", "h", h, low=0, exclusive=True)
+    _checks.check_integer("descend", "num_steps", num_steps, low=0)
+    _checks.check_integer("descend", "every", every)
+    if num_steps % every:
+        raise ValueError(f"descend: `every` must divide `num_steps`, got every={every} and num_steps={num_steps}")
+    batches = _checks.check_batches("descend", batches, num_steps)
+    params = _strong(params)
+    _check_loss("descend", loss_fn, params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
+    h = h if isinstance(h, jax.Array) else float(h)
+    num_records = num_steps // every
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches)))
+    # Inside the caller's trace the loops have static lengths, so that reverse mode works; otherwise the distance of two
+    # records is an operand, so that one compilation serves all step sizes with equally many records.
+    run = _run if traced else _jitted_run
+    recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches)
+    return Trajectory(
+        t=record_times(np.arange(num_records + 1) * every, h),
+        params=recorded,
+        observed=observed,
+        finite=jax.vmap(_tree.all_finite)(recorded),
+        h=h,
+    )
+
+
+def _run(method, loss_fn, observe, num_records, every, params, h, batches):
+    transformation = _transformation("descend", method, h)
+
+    def step(n, carry):
+        params, state = carry
+        batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), batches)
+        updates, state = _update(transformation, loss_fn, params, state, batch)
+        return optax.apply_updates(params, updates), state
+
+    def look(params):
+        return params, None if observe is None else observe(params)
+
+    def record(carry, k):
+        carry = jax.lax.fori_loop(0, every, lambda i, carry: step(k * every + i, carry), carry)
+        return carry, look(carry[0])
+
+    start = (params, transformation.init(params))
+    _, after = jax.lax.scan(record, start, jnp.arange(num_records, dtype=jnp.int32))
+    return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), look(params), after)
+
+
+_jitted_run = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))(_run)

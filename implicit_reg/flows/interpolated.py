@@ -1,0 +1,92 @@
+"""Modified equations from updates alone: no derivative of the method is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from implicit_reg import _checks, _tree
+from implicit_reg._types import Integer, Params, Scalar
+from implicit_reg.flows.modified import OneStepMap, check_field_arguments, modified_coefficients
+
+
+def interpolation_weights(order: int) -> tuple[Fraction, ...]:
+    """`w_j = (-1)^j sum_{k=j+1..order} binom(k-1, j)/k`: the logarithm of the shift by forward differences.
+
+    Example:
+      >>> interpolation_weights(3)
+      (Fraction(11, 6), Fraction(-7, 6), Fraction(1, 3))
+    """
+    return tuple(
+        (-1) ** j * sum(Fraction(math.comb(k - 1, j), k) for k in range(j + 1, order + 1)) for j in range(order)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpolatedVectorField:
+    """`sum_j w_j u_j` over consecutive updates; made by `interpolated_vector_field`."""
+
+    update_map: OneStepMap
+    order: int
+
+    def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
+        params = check_field_arguments("interpolated_vector_field", params, h)
+        if _checks.is_concrete(h) and h == 0:
+            return modified_coefficients(self.update_map, 1)(params)[0]
+        dtype = _tree.real_dtype(params)
+        weights = jnp.array([float(w) for w in interpolation_weights(self.order)], dtype)
+
+        def accumulate(carry, weight):
+            x, total = carry
+            # Two ways to the difference of two iterates: (1) subtract them, (2) take the update before it is added. (1)
+            # loses eps |x| / h as h goes to 0. We do (2) wherever the map offers it.
+            if hasattr(self.update_map, "update"):
+                difference = self.update_map.update(h, x)
+                after = optax.apply_updates(x, difference)
+            else:
+                after = self.update_map(h, x)
+                difference = jax.tree.map(jnp.subtract, after, x)
+            _checks.check_same_tree("interpolated_vector_field", "update_map(h, params)", after, "params", x)
+            return (after, _tree.axpy(weight, difference, total)), None
+
+        start = (params, jax.tree.map(jnp.zeros_like, params))
+        (_, total), _ = jax.lax.scan(accumulate, start, weights)
+        return jax.tree.map(lambda leaf: leaf / jnp.asarray(h).astype(leaf.dtype), total)
+
+
+def interpolated_vector_field(update_map: OneStepMap, order: Integer) -> InterpolatedVectorField:
+    """The modified equation of a one-step map up to `O(h^order)`, from `order` updates alone:
+
+        f(x) = sum_{j=0..order-1} w_j (Phi_h(x_j) - x_j) / h,   x_0 = x,   x_{j+1} = Phi_h(x_j).
+
+    It costs `order` updates and compiles in a time that does not depend on `order`; nothing is differentiated, so it
+    serves any deterministic map. Choose it from `order=4` on, and on real networks; its error constant is larger than
+    that of `modified_vector_field`.
+
+    Args:
+      update_map: `(h, params) -> params`. Where it offers `update(h, params)`, the raw updates, those are used; a plain
+        function falls back to differences of parameters, which lose `eps |x| / h` to cancellation.
+      order: how many updates, at least 1.
+
+    Returns:
+      `field(t, params, h)`, structured and typed as `params`; it ignores `t`. A concrete `h = 0` gives `f_1`, by one
+      derivative in `h`; a traced `h` must not be 0.
+
+    Raises:
+      TypeError, ValueError: as `modified_vector_field`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, implicit_reg as ir
+      >>> phi = ir.update_map(optax.sgd, lambda x: 0.5 * jnp.sum(x**2))
+      >>> interpolated_vector_field(phi, 2)(0.0, jnp.array([1.0]), 0.25)  # (3/2) (-1) - (1/2) (-3/4)
+      Array([-1.125], dtype=float32)
+    """
+    _checks.check_callable("interpolated_vector_field", "update_map", update_map, "(h, params) -> params")
+    _checks.check_integer("interpolated_vector_field", "order", order)
+    return InterpolatedVectorField(update_map, int(order))

@@ -1,0 +1,161 @@
+"""Modified equations of any one-step map, by exact derivatives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from implicit_reg import _checks, _tree
+from implicit_reg._types import Integer, Loss, Params, Scalar
+from implicit_reg.derivatives import lie_derivative, step_coefficients
+
+OneStepMap = Callable[[Any, Any], PyTree]
+
+
+def check_field_arguments(function: str, params: Params, h: Scalar) -> PyTree:
+    """Real floating parameters and a step size that is not negative; returns the parameters as arrays."""
+    _checks.check_floating(function, "params", params)
+    _checks.check_number(function, "h", h, low=0, why="for ascent, negate the loss")
+    return jax.tree.map(jnp.asarray, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientField:
+    """`-grad L`; made by `gradient_field`."""
+
+    loss_fn: Loss
+
+    def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
+        params = check_field_arguments("gradient_field", params, h)
+        _checks.check_loss_value("gradient_field", "loss_fn(params)", jax.eval_shape(self.loss_fn, params))
+        return jax.tree.map(jnp.negative, jax.grad(self.loss_fn)(params))
+
+
+def gradient_field(loss_fn: Loss) -> GradientField:
+    """The gradient flow `x' = -grad L(x)`, as a field `(t, params, h)` that ignores `t` and `h`.
+
+    Args:
+      loss_fn: `loss_fn(params) -> scalar`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gradient_field(lambda x: 0.5 * x**2)(0.0, jnp.array(3.0), 0.1)
+      Array(-3., dtype=float32, weak_type=True)
+    """
+    _checks.check_callable("gradient_field", "loss_fn", loss_fn, "loss_fn(params) -> scalar")
+    return GradientField(loss_fn)
+
+
+def modified_coefficients(update_map: OneStepMap, order: Integer) -> Callable[[Params], tuple[PyTree, ...]]:
+    """The coefficients `f_1, ..., f_order` of the modified equation of a one-step map, exactly.
+
+    With `Phi_h(x) = x + h d_1(x) + h^2 d_2(x) + ...` the equation `x' = f_1 + h f_2 + h^2 f_3 + ...` whose time-h flow
+    is the step has
+
+        f_n = d_n - sum_{k=2..n} (1/k!) S_{k,n},   S_{1,n} = f_n,   S_{k,n} = sum_{j=1..n-k+1} D_{f_j} S_{k-1,n-j},
+
+    where `D_F G = G' F` is the Lie derivative.
+
+    Args:
+      update_map: `(h, params) -> params`, smooth in both, the identity at h = 0.
+      order: how many coefficients, at least 1. The cost grows about threefold with each.
+
+    Returns:
+      A function of the parameters that returns a tuple of `order` trees structured as the parameters.
+
+    Raises:
+      TypeError, ValueError: `order` is not an integer of at least 1, or `update_map` is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> euler = lambda h, y: y + h * y**2               # y' = y^2: 1, -1, 3/2 times y^2, y^3, y^4
+      >>> [float(f) for f in modified_coefficients(euler, 3)(jnp.array(1.0))]
+      [1.0, -1.0, 1.5]
+
+    References:
+      [hairer2006], ch. IX.
+    """
+    _checks.check_callable("modified_coefficients", "update_map", update_map, "(h, params) -> params")
+    _checks.check_integer("modified_coefficients", "order", order)
+
+    def step(h, x):
+        after = update_map(h, x)
+        _checks.check_same_tree("modified_coefficients", "update_map(h, params)", after, "params", x)
+        return after
+
+    def coefficient(n: int) -> Callable[[Params], PyTree]:
+        def fn(x):
+            total = step_coefficients(step, x, n)[-1]
+            for k in range(2, n + 1):
+                total = _tree.axpy(-1.0 / math.factorial(k), lie_sum(k, n)(x), total)
+            return total
+
+        return fn
+
+    def lie_sum(k: int, n: int) -> Callable[[Params], PyTree]:
+        """S_{k,n}, a function of the parameters so that it can be differentiated again; XLA shares what repeats."""
+        if k == 1:
+            return coefficient(n)
+
+        def fn(x):
+            terms = [lie_derivative(coefficient(j), lie_sum(k - 1, n - j))(x) for j in range(1, n - k + 2)]
+            return jax.tree.map(lambda first, *rest: sum(rest, start=first), *terms)
+
+        return fn
+
+    return lambda x: tuple(coefficient(n)(x) for n in range(1, order + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModifiedVectorField:
+    """`f_1 + h f_2 + ... + h^(order-1) f_order`; made by `modified_vector_field`."""
+
+    update_map: OneStepMap
+    order: int
+
+    def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
+        params = check_field_arguments("modified_vector_field", params, h)
+        *lower, total = modified_coefficients(self.update_map, self.order)(params)
+        for coefficient in reversed(lower):
+            total = _tree.axpy(h, total, coefficient)
+        return total
+
+
+def modified_vector_field(update_map: OneStepMap, order: Integer) -> ModifiedVectorField:
+    """The modified equation of a one-step map, truncated after `order` terms, by exact derivatives:
+
+        x' = f_1(x) + h f_2(x) + ... + h^(order-1) f_order(x).
+
+    Its flow follows the iterates with an error of order `h^order` at a fixed time `t = n h`, and `h^(order+1)` in one
+    step. For gradient descent `order=1` is gradient flow, and `order=2` adds the implicit gradient regularization:
+    the flow of `L + (h/4) ||grad L||^2`. From `order=3` on the field is in general not the gradient of any loss.
+
+    Args:
+      update_map: `(h, params) -> params`, smooth in both; usually made by `implicit_reg.update_map`.
+      order: how many terms, at least 1.
+
+    Returns:
+      `field(t, params, h)`, structured and typed as `params`; it ignores `t`. `h = 0` gives `f_1`; `h` may be traced.
+
+    Raises:
+      TypeError, ValueError: `order` is not an integer of at least 1; when called, a leaf is not real floating, or a
+        concrete `h` is negative or not finite.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, implicit_reg as ir
+      >>> phi = ir.update_map(optax.sgd, lambda x: 0.5 * jnp.sum(x**2))
+      >>> modified_vector_field(phi, 2)(0.0, jnp.array([1.0]), 0.25)      # -x - (h/2) x
+      Array([-1.125], dtype=float32)
+
+    References:
+      [barrett2021] for gradient descent, [hairer2006], ch. IX, in general.
+    """
+    _checks.check_callable("modified_vector_field", "update_map", update_map, "(h, params) -> params")
+    _checks.check_integer("modified_vector_field", "order", order)
+    return ModifiedVectorField(update_map, int(order))
