@@ -1,0 +1,56 @@
+"""The problems by name, and a user's own by `module:attribute`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from implicit_reg import _checks
+from implicit_reg.problems.named import STIFF_START, factorization, nonquadratic, quadratic
+from implicit_reg.problems.networks import digits_tanh, tanh_network
+from implicit_reg.problems.plugins import load_attribute
+from implicit_reg.problems.problem import Problem
+
+# Each is called with `dtype=` alone; what else a problem can be asked for, its own function says.
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "factorization": factorization,
+    "factorization-stiff": lambda **options: factorization(start=STIFF_START, **options),
+    "nonquadratic": nonquadratic,
+    "quadratic": quadratic,
+    "tanh-network": tanh_network,
+    "digits-tanh": digits_tanh,
+}
+
+
+def load_problem(name: str, *, dtype: Any = None) -> Problem:
+    """The problem with this name, or a user's own.
+
+    Args:
+      name: a key of `PROBLEMS`, or "module:attribute" where the attribute is a `Problem`, or a function of the
+        keyword `dtype` that returns one.
+      dtype: of the parameters; `None` is JAX's default. A ready-made `Problem` keeps its own.
+
+    Returns:
+      A `Problem`.
+
+    Raises:
+      ValueError: for a name that is not known (the message lists the known ones and the nearest).
+      TypeError: where "module:attribute" is something else.
+
+    Example:
+      >>> load_problem("factorization").description
+      '(y - a b x)^2 / 2: a hyperbola of minima.'
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name](dtype=dtype)
+    if ":" not in str(name):
+        raise _checks.unknown_name("load_problem", "problem", name, [*PROBLEMS, "module:attribute"])
+    value = load_attribute("load_problem", "problem", name)
+    if callable(value) and not isinstance(value, Problem):
+        value = value(dtype=dtype)
+    if not isinstance(value, Problem):
+        raise TypeError(
+            f"load_problem: {name} must be an implicit_reg.problems.Problem, or a function of `dtype` that returns "
+            f"one; got {type(value).__name__}"
+        )
+    return value
