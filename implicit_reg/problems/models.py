@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -78,7 +79,7 @@ class MLP(nnx.Module):
         self.dropout = nnx.Dropout(float(dropout))
         self.output = nnx.Linear(sizes[-1], num_outputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n features"], *, rngs: Any = None) -> Float[Array, "n outputs"]:
+    def __call__(self, x: Float[Array | np.ndarray, "n features"], *, rngs: Any = None) -> Float[Array, "n outputs"]:
         """The outputs, one row per example; `rngs` is the key of the dropout masks."""
         for k, layer in enumerate(self.hidden):
             x = layer(x)
@@ -136,7 +137,7 @@ class ConvNet(nnx.Module):
             height, width = height // 2, width // 2
         self.output = nnx.Linear(height * width * sizes[-1], num_outputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n features"], *, rngs: Any = None) -> Float[Array, "n outputs"]:
+    def __call__(self, x: Float[Array | np.ndarray, "n features"], *, rngs: Any = None) -> Float[Array, "n outputs"]:
         """The outputs, one row per example; `rngs` is the key of the dropout masks."""
         x = x.reshape(x.shape[0], *self.image_shape)
         for k, layer in enumerate(self.hidden):
@@ -211,6 +212,8 @@ def build_model(
         raise ValueError(f"build_model: model 'conv' needs images and {data.name!r} holds none; use 'mlp'")
     else:
         model = ConvNet(data.image_shape, data.num_outputs, **options)
-    state = nnx.state(model)
-    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), state))
+    # Running averages are sums over many minibatches: in half precision they would stop moving, so they stay float32.
+    params, rest = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    nnx.update(model, jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(dtype, jnp.float32)), rest))
     return model
