@@ -247,3 +247,94 @@ def check_vector(function: str, argument: str, value: Any) -> np.ndarray:
     if vector.ndim != 1:
         raise ValueError(f"{function}: `{argument}` must be a vector, got shape {vector.shape}")
     return vector.astype(np.float64)
+
+
+def check_traceable_integer(function: str, argument: str, value: Any, *, low: int = 1, why: str = "") -> None:
+    """As `check_integer`, and a JAX integer scalar too, whose value is not read (`optax.inject_hyperparams`)."""
+    if not isinstance(value, jax.Array):
+        return check_integer(function, argument, value, low=low, why=why)
+    text = f"{function}: `{argument}` must be an integer, at least {low}"
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{text}, got dtype {value.dtype}")
+    if value.shape != ():
+        raise ValueError(f"{text}, a scalar; got shape {value.shape}")
+
+
+def check_flag(function: str, argument: str, value: Any) -> None:
+    """True or False, and nothing that only behaves like one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: `{argument}` must be True or False, got {value!r} of type {type(value).__name__}")
+
+
+def check_mask(function: str, argument: str, mask: Any, tree: Any) -> None:
+    """A pytree of bools structured as `tree`, or as a prefix of it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"{function}: {path_name(argument, path)} must be True or False, got {leaf!r} of type "
+                f"{type(leaf).__name__}; a mask is static"
+            )
+    try:
+        jax.tree.broadcast(mask, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{function}: `{argument}` must have the structure of the parameters, or of a prefix of it; got "
+            f"{jax.tree.structure(mask)} for {jax.tree.structure(tree)}"
+        ) from error
+
+
+def masked_params(function: str) -> ValueError:
+    """The error for a loss that would meet the holes which `optax.masked` and `optax.partition` leave."""
+    return ValueError(
+        f"{function}: `params` hold optax.MaskedNode where optax.masked or optax.partition left other parameters out, "
+        f"and a loss cannot be evaluated on them: call update(grads, state, params, "
+        f"value_fn=fill_masked(value_fn, params)) with all the parameters."
+    )
+
+
+def check_level(function: str, value: Any, *, vector: bool, schedules: str = "") -> None:
+    """A flood level: a finite real scalar or, where `vector`, one level for each example; `schedules` takes callables."""
+    if callable(value):
+        cure = f"; for a schedule use the transformation `{schedules}`, which counts steps" if schedules else ""
+        raise TypeError(f"{function}: `level` must be a real number, got the callable {value!r}{cure}")
+    shape = value.shape if isinstance(value, jax.Array | np.ndarray) else ()
+    if len(shape) != 1:
+        check_number(function, "level", value)
+    elif not vector:
+        raise ValueError(
+            f"{function}: `level` must be a scalar, got shape {shape}; one level for each example needs "
+            f"per_example=True, several runs need jax.vmap"
+        )
+    elif not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{function}: `level` must be real, got dtype {value.dtype}")
+    elif is_concrete(value) and not np.all(np.isfinite(np.asarray(value, np.float64))):
+        raise ValueError(f"{function}: `level` must be finite, got {value}")
+
+
+def check_fraction(function: str, argument: str, value: Any) -> None:
+    """A number in [0, 1]."""
+    check_number(function, argument, value, low=0)
+    if is_concrete(value) and not value <= 1:
+        raise ValueError(f"{function}: `{argument}` must be at most 1, got {value}")
+
+
+def check_loss_output(function: str, value: Any, *, ndim: int, cure: str) -> None:
+    """What a loss returned: a real floating scalar (`ndim` 0) or a vector of them; a TypeError as JAX's own."""
+    wanted = "a real floating scalar" if ndim == 0 else "a vector of real floating losses, one for each example"
+    try:
+        shape, dtype = jnp.shape(value), jax.dtypes.result_type(value)
+        fits = not isinstance(value, tuple | list) and len(shape) == ndim and jnp.issubdtype(dtype, jnp.floating)
+        got = f"shape {shape} and dtype {dtype}"
+    except (TypeError, ValueError):
+        fits, got = False, f"{type(value).__name__}"
+    if isinstance(value, tuple | list):
+        got = f"a {type(value).__name__} of {len(value)}"
+    if not fits:
+        raise TypeError(f"{function}: loss_fn must return {wanted}, got {got}{cure}")
+
+
+def check_pair(function: str, value: Any) -> None:
+    """What a loss with auxiliary output returned."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        got = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+        raise TypeError(f"{function}: with has_aux=True loss_fn must return (loss, aux), got {got}")
