@@ -293,7 +293,7 @@ def masked_params(function: str) -> ValueError:
 
 
 def check_level(function: str, value: Any, *, vector: bool, schedules: str = "") -> None:
-    """A flood level: a finite real scalar or, where `vector`, one level for each example; `schedules` takes callables."""
+    """A flood level: a finite real scalar or, where `vector`, one for each example; `schedules` takes callables."""
     if callable(value):
         cure = f"; for a schedule use the transformation `{schedules}`, which counts steps" if schedules else ""
         raise TypeError(f"{function}: `level` must be a real number, got the callable {value!r}{cure}")
