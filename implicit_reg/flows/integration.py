@@ -75,7 +75,7 @@ def integrate(
     )
     derivative = jax.eval_shape(field, jax.ShapeDtypeStruct((), dtype), params, jnp.asarray(h, dtype))
     _checks.check_same_tree("integrate", "field(t, params, h)", derivative, "params", params)
-    recorded, observed = _solve(
+    recorded, observed = solve(
         field, observe, tolerances, int(max_steps), params, jnp.asarray(ts, dtype), jnp.asarray(h, dtype)
     )
     finite = jax.vmap(_tree.all_finite)(recorded)
@@ -83,7 +83,7 @@ def integrate(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _solve(field, observe, tolerances, max_steps, params, ts, h) -> tuple[PyTree[Array], PyTree[Array] | None]:
+def solve(field, observe, tolerances, max_steps, params, ts, h) -> tuple[PyTree[Array], PyTree[Array] | None]:
     """The solution at `ts`; `h` may be any pytree that the field understands."""
     rtol, atol = tolerances
     # Where the solution blows up the controller would halve its steps for ever; this is where it stops.
