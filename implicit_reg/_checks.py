@@ -338,3 +338,41 @@ def check_pair(function: str, value: Any) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         got = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
         raise TypeError(f"{function}: with has_aux=True loss_fn must return (loss, aux), got {got}")
+
+
+def indivisible(function: str, path: tuple, shape: tuple, num_microbatches: int) -> ValueError:
+    """The error for a batch that cannot be cut into equal microbatches."""
+    return ValueError(
+        f"{function}: {path_name('batch', path)} must have a leading axis divisible by "
+        f"num_microbatches={num_microbatches}, got shape {shape}; what all microbatches share goes in by keyword"
+    )
+
+
+def check_path_mask(function: str, argument: str, mask: Any, paths: list, known: list) -> list[bool]:
+    """A pytree of bools, matched by path: one for every one of `paths`, or for a prefix of it; none but of `known`."""
+    entries = jax.tree_util.tree_leaves_with_path(mask)
+    for path, leaf in entries:
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"{function}: {path_name(argument, path)} must be True or False, got {leaf!r} of type "
+                f"{type(leaf).__name__}; a mask is static"
+            )
+        if not any(other[: len(path)] == path for other in known):
+            raise ValueError(f"{function}: {path_name(argument, path)} is of no leaf of the parameters")
+    chosen = []
+    for path in paths:
+        found = [bool(leaf) for prefix, leaf in entries if path[: len(prefix)] == prefix]
+        if not found:
+            raise ValueError(f"{function}: `{argument}` says nothing of {path_name('params', path)}")
+        chosen.append(found[0])
+    return chosen
+
+
+def check_equal_lengths(function: str, arrays: list) -> None:
+    """Arrays of a batch, with one length of their leading axes."""
+    lengths = sorted({jnp.shape(x)[0] for x in arrays})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"{function}: every array of the batch must have the same length of its leading axis, got "
+            f"{', '.join(map(str, lengths)) or 'no array'}; what all microbatches share goes in by keyword"
+        )

@@ -1,0 +1,139 @@
+"""`L + strength ||grad L||^2` as a function of arrays, with a rule for its derivative: forward over reverse."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
+
+from implicit_reg import _tree
+from implicit_reg.losses._pure import PureLoss
+
+_TWICE = (
+    "{function} needs second derivatives of the loss; where it has none, the transformation "
+    "add_finite_difference_penalty needs first ones only."
+)
+
+
+def _inner(gradient, tangent):
+    """`<g, t>` as JAX pairs a gradient with a tangent: not conjugated; in the dtype of the gradient."""
+    return jnp.sum((gradient * tangent.astype(gradient.dtype)).real)
+
+
+def _is_zero(tangent) -> bool:
+    return isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+
+
+def _replaced(inputs: list, positions: list[int], values: list) -> list:
+    inputs = list(inputs)
+    for i, value in zip(positions, values, strict=True):
+        inputs[i] = value
+    return inputs
+
+
+class PenalizedLoss:
+    """The penalized loss of one `PureLoss`, its derivative, and their means over microbatches."""
+
+    def __init__(self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, num_microbatches: int | None):
+        self.function, self.pure, self.num_microbatches = function, pure, num_microbatches
+        self.masked = [j for j, chosen in enumerate(mask) if chosen]
+        self.penalize = penalize and bool(self.masked)
+
+    def __call__(self, strength) -> tuple[jax.Array, list, list]:
+        call = jax.custom_jvp(lambda strength, *inputs: self._value(strength, inputs))
+        call.defjvp(self._jvp, symbolic_zeros=True)
+        return call(strength, *self.pure.inputs)
+
+    def _value(self, strength, inputs):
+        (total,), aux, state = self._mean(self._piece, strength, inputs)
+        return total.astype(self.pure.dtype), aux, state
+
+    def _piece(self, strength, inputs):
+        value, gradients, aux, state = self.pure.run(inputs)
+        square = _tree.squared_norm([gradients[j] for j in self.masked])
+        return (self._total(value, strength, square),), aux, state
+
+    def _total(self, value, strength, square):
+        return value + strength * square if self.penalize else value.astype(strength.dtype)
+
+    def _directed_piece(self, strength, inputs):
+        """The piece with the derivatives of its value: `square` in the strength, `g + 2 strength H M g` in params."""
+        pure, positions = self.pure, [self.pure.own[j] for j in self.masked]
+
+        def gradients_at(masked):
+            value, gradients, aux, state = pure.run(_replaced(inputs, positions, masked))
+            return gradients, (value, aux, state)
+
+        if not self.penalize:
+            gradients, (value, aux, state) = gradients_at([inputs[i] for i in positions])
+            return (self._total(value, strength, 0), jnp.zeros_like(strength), gradients), aux, state
+        # Three routes for H g: (1) reverse over reverse, what `grad` of ||grad L||^2 does: 9 gradients on convolutions;
+        # (2) `jvp` of the gradient, which evaluates it twice; (3) `linearize`, which shares it: 2.6. We do (3).
+        try:
+            gradients, product, (value, aux, state) = jax.linearize(
+                gradients_at, [inputs[i] for i in positions], has_aux=True
+            )
+        except Exception as error:
+            error.add_note(_TWICE.format(function=self.function))
+            raise
+        penalized = [gradients[j] for j in self.masked]
+        square = _tree.squared_norm(penalized)
+        products = product([jnp.conj(g) for g in penalized])
+
+        def direction(g, hg):
+            dtype = jnp.promote_types(g.dtype, jnp.float32)
+            return g.astype(dtype) + (2 * strength).astype(jnp.finfo(dtype).dtype) * hg.astype(dtype)
+
+        directions = [direction(g, hg) for g, hg in zip(gradients, products, strict=True)]
+        return (self._total(value, strength, square), square, directions), aux, state
+
+    def _mean(self, piece, strength, inputs):
+        """The mean of the first result of `piece` over the microbatches, one at a time."""
+        k, pure = self.num_microbatches, self.pure
+        if k is None:
+            return piece(strength, inputs)
+        xs = [jnp.reshape(x, (k, jnp.shape(x)[0] // k, *jnp.shape(x)[1:])) for x in (inputs[i] for i in pure.batch)]
+        state = [jax.lax.asarray(inputs[i]) for i in pure.stateful]
+
+        def evaluate(state, x):
+            summands, aux, state = piece(strength, _replaced(_replaced(inputs, pure.batch, x), pure.stateful, state))
+            return summands, aux, state
+
+        shapes, _, _ = jax.eval_shape(evaluate, state, [x[0] for x in xs])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(carry, x):
+            sums, state = carry
+            summands, aux, state = evaluate(state, x)
+            return (jax.tree.map(jnp.add, sums, summands), state), aux
+
+        (sums, state), aux = jax.lax.scan(body, (zeros, state), xs)
+        return jax.tree.map(lambda x: x / k, sums), aux, state
+
+    def _jvp(self, primals, tangents):
+        strength, *inputs = primals
+        strength_dot, *dots = tangents
+        (total, square, directions), aux, state = self._mean(self._directed_piece, strength, inputs)
+        own = [(i, direction) for i, direction in zip(self.pure.own, directions, strict=True) if not _is_zero(dots[i])]
+        terms = [_inner(direction, dots[i]) for i, direction in own]
+        if not _is_zero(strength_dot):
+            terms.append(strength_dot * square)
+
+        # What depends on anything but the parameters through the definition: data, statistics, auxiliary output.
+        # Nobody who trains parameters asks for it, and a compiler drops what nobody asks for.
+        def along(positions):
+            def value(*moved):
+                return self._value(strength, _replaced(inputs, positions, moved))
+
+            return jax.jvp(value, tuple(inputs[i] for i in positions), tuple(dots[i] for i in positions))[1]
+
+        moving = [i for i, dot in enumerate(dots) if not _is_zero(dot)]
+        rest = [i for i in moving if i not in {i for i, _ in own}]
+        if rest:
+            terms.append(along(rest)[0])
+        if moving and (aux or state):
+            _, aux_dot, state_dot = along(moving)
+        else:
+            aux_dot, state_dot = jax.tree.map(zero_from_primal, (aux, state))
+        dot = sum((term.astype(self.pure.dtype) for term in terms), start=jnp.zeros((), self.pure.dtype))
+        return (total.astype(self.pure.dtype), aux, state), (dot, aux_dot, state_dot)
