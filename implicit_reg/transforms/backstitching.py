@@ -74,7 +74,7 @@ def backstitch(
     """
     _checks.check_transformation("backstitch", "optimizer", optimizer)
     why = "for a schedule, use optax.inject_hyperparams" if callable(alpha) else "a negative one swaps the two steps"
-    _checks.check_number("backstitch", "alpha", alpha, low=0, why=why)
+    _checks.check_number("backstitch", "alpha", alpha, low=0.0, why=why)
     _checks.check_traceable_integer("backstitch", "interval", interval, low=1)
     _checks.check_traceable_integer("backstitch", "offset", offset, low=0)
     alpha = _inputs.number(alpha)
@@ -86,7 +86,9 @@ def backstitch(
 
     def update(updates, state, params=None, *, value_fn=None, **extra):
         _inputs.check_update("backstitch", updates, state, BackstitchState, params)
-        _inputs.check_value_fn("backstitch", params, value_fn)
+        empty = not jax.tree.leaves(updates)
+        if not empty:
+            _inputs.check_value_fn("backstitch", params, value_fn)
         back, plain_state = optimizer.update(updates, state.optimizer_state, params, value_fn=value_fn, **extra)
 
         def stitched():
@@ -99,7 +101,7 @@ def backstitch(
             forth, kept = optimizer.update(gradient, state.optimizer_state, moved, **again)
             return _tree.axpy(-alpha, back, _tree.scale(1 + alpha, forth)), kept
 
-        if _inputs.is_zero(alpha) or not jax.tree.leaves(params):
+        if empty or _inputs.is_zero(alpha):
             total, kept = back, plain_state
         elif _checks.is_concrete(interval) and interval == 1:
             total, kept = stitched()

@@ -60,7 +60,7 @@ def add_finite_difference_penalty(strength: Scalar, displacement: Scalar) -> opt
     _checks.check_number(_NAME, "strength", strength, why=cure if callable(strength) else "")
     why = "a displacement of 0 is the exact penalty, add_gradient_penalty"
     _checks.check_number(
-        _NAME, "displacement", displacement, low=0, exclusive=True, why=cure if callable(displacement) else why
+        _NAME, "displacement", displacement, low=0.0, exclusive=True, why=cure if callable(displacement) else why
     )
     strength, displacement = _inputs.number(strength), _inputs.number(displacement)
 
@@ -71,9 +71,11 @@ def add_finite_difference_penalty(strength: Scalar, displacement: Scalar) -> opt
     def update(updates, state, params=None, *, value_fn=None, grad=None, **extra):
         del extra
         _inputs.check_update(_NAME, updates, state, optax.EmptyState, params)
+        if not jax.tree.leaves(updates):
+            return updates, state
         _inputs.check_value_fn(_NAME, params, value_fn)
         gradient = _inputs.direction(_NAME, updates, grad)
-        if _inputs.is_zero(strength) or not jax.tree.leaves(params):
+        if _inputs.is_zero(strength):
             return updates, state
         _, moved = _inputs.value_and_gradient(_NAME, value_fn, _tree.axpy(displacement, gradient, params))
         difference = _tree.axpy(-1, gradient, moved)

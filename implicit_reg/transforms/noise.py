@@ -40,8 +40,8 @@ def add_decaying_noise(c: Scalar, r: Scalar, key: jax.Array | Integer) -> optax.
     References:
       [neelakantan2015]
     """
-    _checks.check_number("add_decaying_noise", "c", c, low=0)
-    _checks.check_number("add_decaying_noise", "r", r, low=0)
+    _checks.check_number("add_decaying_noise", "c", c, low=0.0)
+    _checks.check_number("add_decaying_noise", "r", r, low=0.0)
     noise = optax.add_noise(eta=c**2, gamma=2 * r, key=_key(key))
 
     def init(params: Params) -> optax.OptState:

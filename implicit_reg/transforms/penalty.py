@@ -79,13 +79,15 @@ def add_gradient_penalty(
     def update(updates, state, params=None, *, value_fn=None, grad=None, **extra):
         del extra
         _inputs.check_update(_NAME, updates, state, optax.EmptyState, params)
+        if not jax.tree.leaves(updates):
+            return updates, state
         _inputs.check_value_fn(_NAME, params, value_fn)
         tangent = _inputs.direction(_NAME, updates, grad)
         if mask is not None:
             chosen = mask(params) if callable(mask) else mask
             _checks.check_mask(_NAME, "mask", chosen, params)
             tangent = jax.tree.map(lambda m, t: t if m else jax.tree.map(jnp.zeros_like, t), chosen, tangent)
-        if _inputs.is_zero(strength) or not jax.tree.leaves(params):
+        if _inputs.is_zero(strength):
             return updates, state
         # Three routes: (1) `jvp` of `grad`; (2) reverse over reverse, nine gradients on convolutions; (3) `linearize`
         # of `grad`. (3) is the cheapest or within 8 % of it on every model measured, and inside one `jit` its primal

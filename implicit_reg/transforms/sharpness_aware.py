@@ -49,7 +49,7 @@ def sam(radius: Scalar, *, normalize: bool = True) -> optax.GradientTransformati
       [foret2021], [zhao2022]
     """
     why = "for a schedule, use optax.inject_hyperparams" if callable(radius) else ""
-    _checks.check_number("sam", "radius", radius, low=0, why=why)
+    _checks.check_number("sam", "radius", radius, low=0.0, why=why)
     _checks.check_flag("sam", "normalize", normalize)
     radius = _inputs.number(radius)
 
@@ -60,9 +60,9 @@ def sam(radius: Scalar, *, normalize: bool = True) -> optax.GradientTransformati
     def update(updates, state, params=None, *, value_fn=None, grad=None, **extra):
         del extra
         _inputs.check_update("sam", updates, state, optax.EmptyState, params)
-        _inputs.check_value_fn("sam", params, value_fn)
-        if not jax.tree.leaves(params):
+        if not jax.tree.leaves(updates):
             return updates, state
+        _inputs.check_value_fn("sam", params, value_fn)
         uphill = _inputs.direction("sam", updates, grad)
         if normalize:
             uphill = _inputs.unit(uphill)
