@@ -1,0 +1,44 @@
+"""Training on real data: settings, programs of pure functions, runs, comparisons, checkpoints.
+
+Names are imported when they are first used: `Settings` is wanted by `--help`, which does not wait for JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Arrays": "program",
+    "Best": "program",
+    "History": "runs",
+    "Knobs": "program",
+    "Program": "program",
+    "Run": "runs",
+    "Settings": "settings",
+    "TrainState": "program",
+    "base_optimizer": "optimizers",
+    "decay_mask": "optimizers",
+    "decoupled_weight_decay": "optimizers",
+    "everyday_base": "optimizers",
+    "find_method": "runs",
+    "fit": "runs",
+    "load_data": "runs",
+    "mean_loss": "metrics",
+    "optimizer_names": "optimizers",
+    "results": "runs",
+    "schedule_shape": "optimizers",
+    "score": "metrics",
+    "to_arrays": "program",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
