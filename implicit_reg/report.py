@@ -54,14 +54,16 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 p { margin: .4rem 0; max-width: 46rem; }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; font-size: .88em; }
-pre { background: var(--page); border: 1px solid var(--grid); border-radius: 6px; padding: .7rem .9rem; overflow-x: auto; }
+code, pre { font-family: ui-monospace, Menlo, Consolas, "Liberation Mono", monospace; font-size: .88em; }
+pre { background: var(--page); border: 1px solid var(--grid); border-radius: 6px; padding: .7rem .9rem; }
+pre { overflow-x: auto; }
 .kicker { color: var(--muted); font-size: .85rem; letter-spacing: .06em; text-transform: uppercase; margin: 0 0 .5rem; }
 .lead { color: var(--muted); font-size: 1.05rem; }
-section { background: var(--paper); border: 1px solid var(--grid); border-radius: 10px; padding: 1.4rem 1.6rem; margin-top: 1.4rem; }
+section { background: var(--paper); border: 1px solid var(--grid); border-radius: 10px; }
+section { padding: 1.4rem 1.6rem; margin-top: 1.4rem; }
 section > header { display: flex; gap: .9rem; align-items: baseline; flex-wrap: wrap; }
 .verdict { font-weight: 600; white-space: nowrap; }
-.verdict::before { display: inline-block; width: 1.15em; }
+.verdict::before { margin-right: .35em; }
 .holds { color: var(--holds); } .holds.verdict::before { content: "\\2713"; }
 .fails { color: var(--fails); } .fails.verdict::before { content: "\\2717"; }
 .unknown { color: var(--unknown); } .unknown.verdict::before { content: "?"; }
@@ -84,6 +86,8 @@ tbody.result th, tbody.result td { font-weight: 600; }
 tbody.result tr:first-child > * { border-top: 1px solid var(--faint); }
 th.group { text-align: center; border-bottom: 1px solid var(--grid); }
 table.wide { width: 100%; }
+td.name { white-space: nowrap; }
+td.claim { min-width: 16rem; width: 60%; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .9rem; margin: .6rem 0; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 .formula { font-size: 1.02rem; margin: .6rem 0; }
@@ -145,8 +149,8 @@ def verify_report(record: Record, figures: Mapping[str, bytes | str]) -> str:
         else "",
         _section(
             "Trajectories",
-            "<p>On a loss of two parameters the difference can be seen: the iterates leave gradient flow and follow the "
-            "modified flow.</p>" + _figure(figures, "trajectories", "Iterates, gradient flow and modified flow"),
+            "<p>On a loss of two parameters the difference can be seen: the iterates leave gradient flow and follow "
+            "the modified flow.</p>" + _figure(figures, "trajectories", "Iterates, gradient flow and modified flow"),
         )
         if "trajectories" in figures
         else "",
@@ -169,7 +173,8 @@ def verify_report(record: Record, figures: Mapping[str, bytes | str]) -> str:
 def _headline(record: Record) -> str:
     checks, verdict = record["checks"], record["verdict"]
     counts = {kind: sum(check["verdict"] == kind for check in checks) for kind in _CLASSES}
-    said = ", ".join(f"{count} {'hold' if (k, count) == ('holds', 1) else k}" for k, count in counts.items() if count)
+    plural = {"holds": "hold", "fails": "fail"}
+    said = ", ".join(f"{n} {k if n == 1 else plural.get(k, k)}" for k, n in counts.items() if n)
     seconds = record.get("wall_seconds")
     took = f" in {seconds:.0f} seconds" if _is_number(seconds) else ""
     return (
@@ -184,11 +189,12 @@ def _summary(checks: Sequence[Record]) -> str:
     rows = []
     for check in checks:
         details = check["details"]
-        expected = _join(check["expected"], "g") if check["expected"] else _e(check.get("criterion") or "")
+        expected = _join(check["expected"], "g") or _e(check.get("criterion") or "")
+        title = f'<a href="#{_anchor(check)}">{_e(details["title"])}</a><br><code>{_e(check["name"])}</code>'
         rows.append(
-            f'<tr><td class="text"><a href="#{_anchor(check)}">{_e(details["title"])}</a><br><code>{_e(check["name"])}'
-            f'</code></td><td class="text">{_e(details.get("claim") or "")}</td><td class="number">{expected}</td>'
-            f'<td class="number">{_join(check["measured"], ".2f")}</td><td class="text">{_verdict(check["verdict"])}</td></tr>'
+            f'<tr><td class="text name">{title}</td><td class="text claim">{_e(details.get("claim") or "")}</td>'
+            f'<td>{expected}</td><td class="number">{_join(check["measured"], ".2f")}</td>'
+            f'<td class="text">{_verdict(check["verdict"])}</td></tr>'
         )
     return (
         '<div class="scroll"><table class="wide"><thead><tr><th class="text">Method</th><th class="text">Claim</th>'
@@ -231,10 +237,7 @@ def _loss(loss: Record) -> str:
         rows.append("<tr>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) + "</tr>")
     span = f' colspan="{1 + bool(curvature)}"'
     results = [
-        (
-            "order measured",
-            [f'<span class="{_CLASSES[c["verdict"]]}">{_number(c["measured"], ".2f")}</span>' for *_, c in columns],
-        ),
+        ("order measured", [_colored(c["verdict"], _number(c["measured"], ".2f")) for *_, c in columns]),
         ("order expected", [_number(c["expected"], "g") for *_, c in columns]),
         ("last term scaled by 1.1", [_number(c.get("mutant"), ".2f", "") for *_, c in columns]),
         ("verdict", [_verdict(c["verdict"]) for *_, c in columns]),
@@ -309,7 +312,8 @@ def _figure(figures: Mapping[str, bytes | str], name: str, description: str) -> 
         raise ValueError(f"verify_report: figures[{name!r}] must be a PNG file as bytes or an <svg> element as text")
     if unsafe := _UNSAFE_SVG.search(picture):
         raise ValueError(
-            f"verify_report: figures[{name!r}] holds {unsafe.group().strip()!r}: a picture may not run or fetch anything"
+            f"verify_report: figures[{name!r}] holds {unsafe.group().strip()!r}; a picture may neither run nor fetch "
+            "anything: make it with implicit_reg.plots.to_svg, or pass a PNG"
         )
     svg = picture.lstrip().replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     return f"<figure>{svg}</figure>"
@@ -321,6 +325,10 @@ def _at(loss: Record, kind: str) -> str:
 
 def _verdict(verdict: str) -> str:
     return f'<span class="verdict {_CLASSES[verdict]}">{_e(verdict)}</span>'
+
+
+def _colored(verdict: str, text: str) -> str:
+    return f'<span class="{_CLASSES[verdict]}">{text}</span>'
 
 
 def _anchor(check: Record) -> str:

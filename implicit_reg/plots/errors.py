@@ -14,6 +14,7 @@ from implicit_reg.plots.style import (
     VERDICTS,
     Axes,
     Figure,
+    Real,
     Record,
     is_number,
     measured,
@@ -101,7 +102,7 @@ def error_curves(record: Record, ax: Axes, *, kind: str = "fixed_time", color: s
     return ax
 
 
-def _make_room(ax: Axes, curves: Sequence[Sequence[tuple[float, float]]], floor: float | None) -> None:
+def _make_room(ax: Axes, curves: Sequence[Sequence[tuple[Real, Real]]], floor: Real | None) -> None:
     """Limits that hold the points with a margin on the left for the labels, and the band below the floor."""
     xs = [x for points in curves for x, _ in points]
     ys = [y for points in curves for _, y in points]
@@ -126,7 +127,7 @@ def _make_room(ax: Axes, curves: Sequence[Sequence[tuple[float, float]]], floor:
         )
 
 
-def _fraction(limits: tuple[float, float], value: float) -> float:
+def _fraction(limits: tuple[Real, Real], value: Real) -> Real:
     low, high = (math.log(x) for x in limits)
     return (math.log(value) - low) / (high - low)
 

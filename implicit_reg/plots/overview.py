@@ -11,6 +11,7 @@ from implicit_reg.plots.style import (
     VERDICTS,
     Axes,
     Figure,
+    Real,
     Record,
     method_color,
     new_figure,
@@ -74,7 +75,7 @@ def strip(record: Record, ax: Axes) -> Axes:
     return ax
 
 
-def _columns(record: Record) -> dict[tuple[str, int], tuple[float, str]]:
+def _columns(record: Record) -> dict[tuple[str, int], tuple[Real, str]]:
     """Where the columns stand and what they say: `(kind, terms) -> (x, label)`, in the order of the page."""
     losses = [loss for check in record["checks"] for loss in check["details"].get("losses") or []]
     terms = sorted({row["terms"] for loss in losses for row in loss["truncations"]})
@@ -104,7 +105,7 @@ def _cells(loss: Record) -> dict[tuple[str, int], tuple[str, str]]:
     return cells
 
 
-def _mark(ax: Axes, x: float, y: float, verdict: str, text: str) -> None:
+def _mark(ax: Axes, x: Real, y: Real, verdict: str, text: str) -> None:
     ax.plot([x - 0.24], [y], **_marker(verdict), zorder=3)
     alarm = verdict == "fails"
     ink, weight = (VERDICTS[verdict][1], "bold") if alarm else (INK, "normal")

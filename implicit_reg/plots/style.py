@@ -17,6 +17,7 @@ else:
     Figure: TypeAlias = object
 
 Record: TypeAlias = dict[str, Any]
+Real: TypeAlias = float | int
 
 METHOD_COLORS: dict[str, str] = {
     "gd": "#0072b2",
@@ -152,7 +153,7 @@ def style(**more: Any):
     return matplotlib.rc_context(RC | more)
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: Real, height: Real) -> Figure:
     """A figure that no global state knows of: nothing to close, no window, any thread."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -166,13 +167,13 @@ def halo():
     return [withStroke(linewidth=2.4, foreground=PAPER)]
 
 
-def mix(color: str, share: float) -> str:
+def mix(color: str, share: Real) -> str:
     """`color` with `share` of white."""
     channels = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels)
 
 
-def measured(values: Sequence[float | None]) -> list[float]:
+def measured(values: Sequence[Real | None]) -> list[Real]:
     """The values with what could not be measured as nan, which matplotlib leaves out."""
     return [math.nan if value is None else float(value) for value in values]
 
@@ -187,10 +188,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
+def spread(positions: Sequence[Real], gap: Real) -> list[Real]:
     """The positions, moved apart as little as needed until neighbors are `gap` apart: for labels that would collide."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
-    clusters: list[tuple[float, int]] = []  # (center, members); a cluster stands on the mean of what it holds
+    clusters: list[tuple[Real, int]] = []  # (center, members); a cluster stands on the mean of what it holds
     for i in order:
         center, size = positions[i], 1
         while clusters and center - clusters[-1][0] < gap * (size + clusters[-1][1]) / 2:

@@ -12,6 +12,7 @@ from implicit_reg.plots.style import (
     PAPER,
     Axes,
     Figure,
+    Real,
     Record,
     halo,
     is_number,
@@ -26,7 +27,7 @@ from implicit_reg.plots.style import (
 
 
 def learning_curves(
-    history: Record, ax: Axes, *, name: str = "gd", level: float | None = None, tests: Sequence[Record] = ()
+    history: Record, ax: Axes, *, name: str = "gd", level: Real | None = None, tests: Sequence[Record] = ()
 ) -> Axes:
     """Training and validation loss per epoch, named at their ends.
 
@@ -108,7 +109,7 @@ def training_figure(
     *,
     name: str = "gd",
     title: str = "",
-    level: float | None = None,
+    level: Real | None = None,
     tests: Sequence[Record] = (),
     note: str = "",
 ) -> Figure:
@@ -223,7 +224,7 @@ def comparison_figure(record: Record, *, note: str = "") -> Figure:
     return figure
 
 
-def _curves(epoch: Sequence[float], curves: Sequence[tuple], ax: Axes) -> None:
+def _curves(epoch: Sequence[Real], curves: Sequence[tuple], ax: Axes) -> None:
     """Curves over epochs with their names at the right ends, kept apart."""
     ends = []
     for text, values, color, width, line in curves:

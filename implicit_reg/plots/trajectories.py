@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from implicit_reg.plots.style import (
     FAINT,
@@ -11,6 +12,7 @@ from implicit_reg.plots.style import (
     PAPER,
     Axes,
     Figure,
+    Real,
     Record,
     method_color,
     new_figure,
@@ -19,7 +21,7 @@ from implicit_reg.plots.style import (
     style,
 )
 
-Window = tuple[tuple[float, float], tuple[float, float]]
+Window: TypeAlias = tuple[tuple[Real, Real], tuple[Real, Real]]
 
 
 def trajectories(run: Record, grid: Record, ax: Axes, *, window: Window | None = None) -> Axes:
@@ -39,8 +41,9 @@ def trajectories(run: Record, grid: Record, ax: Axes, *, window: Window | None =
       >>> from implicit_reg.plots import trajectories
       >>> grid = {"a": [0, 1], "b": [0, 1], "loss": [[0.1, 1.0], [1.0, 2.0]]}
       >>> run = {"name": "gd", "iterates": [[1, 1], [0.5, 0.4]], "gradient_flow": None, "modified_flow": None}
-      >>> trajectories(run, grid, Figure().subplots()).get_xlim()
-      (0.0, 1.0)
+      >>> ax = trajectories(run, grid, Figure().subplots())
+      >>> len(ax.lines), ax.get_aspect()
+      (2, 1.0)
     """
     a, b, loss = grid["a"], grid["b"], grid["loss"]
     positive = sorted(value for row in loss for value in row if value is not None and value > 0)
@@ -73,7 +76,7 @@ def trajectories(run: Record, grid: Record, ax: Axes, *, window: Window | None =
 
 
 def zoom_window(run: Record) -> Window | None:
-    """The square in which iterates and gradient flow are farthest apart.
+    """The square in which iterates and gradient flow are well apart, as late in the run as that is so.
 
     Args:
       run: as for `trajectories`; both paths last equally long.
@@ -83,17 +86,19 @@ def zoom_window(run: Record) -> Window | None:
 
     Example:
       >>> from implicit_reg.plots import zoom_window
-      >>> zoom_window({"iterates": [[0, 0], [1, 0]], "gradient_flow": [[0, 0], [1, 1]]})
-      ((-0.25, 2.25), (-0.75, 1.75))
+      >>> zoom_window({"iterates": [[0, 0], [10, 0]], "gradient_flow": [[0, 0], [10, 5]]})
+      ((7.0, 13.0), (-0.5, 5.5))
     """
     iterates, flow = run.get("iterates") or [], run.get("gradient_flow") or []
     if not iterates or not flow:
         return None
     # Distance to the nearest point of the path, not to the point of equal time: what the eye sees as separate.
     near = [(math.dist(x, y), x, y) for x in iterates for y in [min(flow, key=lambda y: math.dist(x, y))]]
-    distance, x, y = max(near)
-    if not (0 < distance < math.inf):
+    widest = max(distance for distance, *_ in near)
+    if not (0 < widest < math.inf):
         return None
+    # Where the gap lasts, the later place is the better one: steps are small there, so that many iterates are seen.
+    distance, x, y = [row for row in near if row[0] >= 0.6 * widest][-1]
     middle = [(u + v) / 2 for u, v in zip(x, y, strict=True)]
     points = [p for path in (iterates, flow, run.get("modified_flow") or []) for p in path]
     shown = [p for p in points if math.dist(p, middle) <= 2 * distance]
