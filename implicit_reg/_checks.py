@@ -42,7 +42,7 @@ def is_concrete(x: Any) -> bool:
 
 
 def check_number(
-    function: str, argument: str, value: Any, *, low: float = -math.inf, exclusive: bool = False, why: str = ""
+    function: str, argument: str, value: Any, *, low: float | int = -math.inf, exclusive: bool = False, why: str = ""
 ) -> None:
     """A finite real scalar, `low <= value` (or `low < value`)."""
     interval = ("greater than" if exclusive else "at least") + f" {low:g}" if low > -math.inf else ""
@@ -376,3 +376,15 @@ def check_equal_lengths(function: str, arrays: list) -> None:
             f"{function}: every array of the batch must have the same length of its leading axis, got "
             f"{', '.join(map(str, lengths)) or 'no array'}; what all microbatches share goes in by keyword"
         )
+
+
+def check_no_memory(function: str, argument: str, state: Any) -> None:
+    """A state of counters and constant hyperparameters alone: nothing that the next step would have to see."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        dtype = jax.dtypes.result_type(leaf)
+        constant = any(getattr(key, "name", None) == "hyperparams" for key in path)
+        if not constant and not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
+            raise ValueError(
+                f"{function}: `{argument}` must have no memory, but {path_name('state', path)} has dtype {dtype}; use "
+                f"it in the optimizer's chain, and pass the extra arguments there"
+            )

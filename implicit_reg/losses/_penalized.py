@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
@@ -31,11 +33,18 @@ def _replaced(inputs: list, positions: list[int], values: list) -> list:
     return inputs
 
 
+class Microbatches(NamedTuple):
+    """How many, and whether their loop is written out."""
+
+    number: int
+    unroll: bool
+
+
 class PenalizedLoss:
     """The penalized loss of one `PureLoss`, its derivative, and their means over microbatches."""
 
-    def __init__(self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, num_microbatches: int | None):
-        self.function, self.pure, self.num_microbatches = function, pure, num_microbatches
+    def __init__(self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, cut: Microbatches | None):
+        self.function, self.pure, self.cut = function, pure, cut
         self.masked = [j for j, chosen in enumerate(mask) if chosen]
         self.penalize = penalize and bool(self.masked)
 
@@ -89,11 +98,11 @@ class PenalizedLoss:
 
     def _mean(self, piece, strength, inputs):
         """The mean of the first result of `piece` over the microbatches, one at a time."""
-        k, pure = self.num_microbatches, self.pure
-        if k is None:
+        if self.cut is None:
             return piece(strength, inputs)
+        (k, unroll), pure = self.cut, self.pure
         xs = [jnp.reshape(x, (k, jnp.shape(x)[0] // k, *jnp.shape(x)[1:])) for x in (inputs[i] for i in pure.batch)]
-        state = [jax.lax.asarray(inputs[i]) for i in pure.stateful]
+        state = [inputs[i] for i in pure.stateful]
 
         def evaluate(state, x):
             summands, aux, state = piece(strength, _replaced(_replaced(inputs, pure.batch, x), pure.stateful, state))
@@ -107,7 +116,7 @@ class PenalizedLoss:
             summands, aux, state = evaluate(state, x)
             return (jax.tree.map(jnp.add, sums, summands), state), aux
 
-        (sums, state), aux = jax.lax.scan(body, (zeros, state), xs)
+        (sums, state), aux = jax.lax.scan(body, (zeros, state), xs, unroll=unroll)
         return jax.tree.map(lambda x: x / k, sums), aux, state
 
     def _jvp(self, primals, tangents):

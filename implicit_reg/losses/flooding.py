@@ -80,6 +80,8 @@ def check_flooded_loss(function: str, value: Any, level: Any, *, per_example: bo
 
 def _logged(function: str, loss_fn: Loss, level: Any, per_example: bool, has_aux: bool) -> Callable:
     _checks.check_callable(function, "loss_fn", loss_fn, "loss_fn(params, *batch, **kwargs)")
+    _checks.check_flag(function, "per_example", per_example)
+    _checks.check_flag(function, "has_aux", has_aux)
     if level is not None:
         _checks.check_level(function, level, vector=per_example, schedules="flooding")
 

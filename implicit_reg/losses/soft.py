@@ -76,6 +76,7 @@ def soft_flooded(
     """
     function = "soft_flooded"
     _checks.check_callable(function, "loss_fn", loss_fn, "loss_fn(params, *batch, **kwargs)")
+    _checks.check_flag(function, "has_aux", has_aux)
     if level is not None:
         _checks.check_level(function, level, vector=True)
     _checks.check_number(function, "scale", scale, low=0, exclusive=True)
