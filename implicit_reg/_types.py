@@ -7,29 +7,37 @@ first with a message that does not. Static checkers see the real type.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-import jax
-from jaxtyping import Array, PyTree
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    import jax
     import numpy as np
+    from jaxtyping import Array, PyTree
 
     Scalar: TypeAlias = float | int | np.number | jax.Array
     Integer: TypeAlias = int | np.integer
     Params: TypeAlias = PyTree[jax.typing.ArrayLike]
     Loss: TypeAlias = Callable[..., jax.Array]
+    Observe: TypeAlias = Callable[[Any], PyTree[Array]] | None
+
+    class VectorField(Protocol):
+        """The right-hand side of an ordinary differential equation."""
+
+        def __call__(self, t: Scalar, params: Params, h: Scalar) -> Params: ...
+
+    class OneStepMap(Protocol):
+        """One step of size `h`."""
+
+        def __call__(self, h: Scalar, params: Params) -> Params: ...
+
 else:
+    OneStepMap: TypeAlias = object  # (h, params) -> params
     Scalar: TypeAlias = object  # a real number; JAX scalars and tracers are welcome
-    Integer: TypeAlias = object
+    Integer: TypeAlias = object  # an int, never a bool or a float
     Params: TypeAlias = object  # any pytree of floating leaves
     Loss: TypeAlias = object  # loss_fn(params, *batch) -> scalar
-
-Observe: TypeAlias = Callable[[Any], PyTree[Array]] | None  # params -> pytree of arrays
-
-
-class VectorField(Protocol):
-    """The right-hand side of an ordinary differential equation: `field(t, params, h)`, structured as `params`."""
-
-    def __call__(self, t: Scalar, params: Params, h: Scalar) -> Params: ...
+    Observe: TypeAlias = object  # params -> pytree of arrays, or None
+    VectorField: TypeAlias = object  # field(t, params, h), structured as params

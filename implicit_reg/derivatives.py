@@ -1,4 +1,4 @@
-"""Directional, Lie and step-size derivatives: the calculus behind every modified equation.
+"""Directional and step-size derivatives: the calculus behind every penalty and every modified equation.
 
 Everything is forward mode over whatever the caller brings (forward over reverse for a gradient), because nested
 reverse mode costs up to nine gradients where these cost three.
@@ -37,17 +37,6 @@ def hessian_vector_product(fn: Callable[[Params], jax.Array], params: Params, ve
     """
     gradient, pushforward = jax.linearize(jax.grad(fn), params)
     return gradient, pushforward(jax.tree.map(lambda v, p: jnp.asarray(v).astype(jnp.asarray(p).dtype), vector, params))
-
-
-def lie_derivative(along: Callable[[Params], PyTree], fn: Callable[[Params], PyTree]) -> Callable[[Params], PyTree]:
-    """`D_F G = G' F`: how `G` changes along the flow of `F`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> lie_derivative(lambda x: -x, lambda x: x**2)(jnp.array(3.0))     # 2 x (-x)
-      Array(-18., dtype=float32, weak_type=True)
-    """
-    return lambda x: jax.jvp(fn, (x,), (along(x),))[1]
 
 
 def step_coefficients(step: Callable[[jax.Array, Params], PyTree], params: Params, order: int) -> tuple[PyTree, ...]:

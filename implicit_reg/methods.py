@@ -164,12 +164,20 @@ _ROWS = (
         ),
         hyperparameters={"strength": 0.01, "displacement": 0.01},
         gradients_per_step=lambda strength, displacement: 2.0,
-        claim="The forward difference agrees with the exact penalty to second order and parts from it at third.",
-        modified_loss="L + (mu + h/4) ||grad L||^2, strength mu = h/2, displacement h/2",
+        claim="The forward difference adds its own field, which tends to the exact penalty with the displacement.",
+        modified_loss="L + (h/4) ||grad L||^2, and 2 mu (grad L(x + d g) - g)/d; mu = h/2, d = 0.1",
         source="karakida2023",
         formula=_finite_difference,
-        scaled=lambda h: {"strength": 0.5 * h, "displacement": 0.5 * h},
-        leading=_correction(lambda h, strength, displacement: strength / h + 1 / 4),
+        # The displacement is fixed: proportional to h it would divide by zero at h = 0, where coefficients are taken.
+        scaled=lambda h: {"strength": 0.5 * h, "displacement": 0.1},
+        leading=lambda loss, x, h, strength, displacement: (
+            -jax.grad(_squared_gradient(loss))(x) / 4
+            - 2
+            * strength
+            / h
+            / displacement
+            * (jax.grad(loss)(x + displacement * jax.grad(loss)(x)) - jax.grad(loss)(x))
+        ),
     ),
     Method(
         name="backstitch",

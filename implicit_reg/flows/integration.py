@@ -101,5 +101,7 @@ def solve(field, observe, tolerances, max_steps, params, ts, h) -> tuple[PyTree[
         max_steps=max_steps,
         throw=False,  # divergence is data; and the host callback behind `throw` would keep the program out of caches
     )
-    observed = None if observe is None else jax.lax.map(observe, solution.ys)
-    return solution.ys, observed
+    # Where the first step already fails diffrax leaves even the start unrecorded.
+    at_start = lambda leaf, start: jnp.where(ts.reshape((-1,) + (1,) * start.ndim) == 0, start, leaf)  # noqa: E731
+    recorded = jax.tree.map(at_start, solution.ys, params)
+    return recorded, None if observe is None else jax.lax.map(observe, recorded)

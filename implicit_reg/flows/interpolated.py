@@ -12,8 +12,8 @@ import optax
 from jaxtyping import PyTree
 
 from implicit_reg import _checks, _tree
-from implicit_reg._types import Integer, Params, Scalar
-from implicit_reg.flows.modified import OneStepMap, check_field_arguments, modified_coefficients
+from implicit_reg._types import Integer, OneStepMap, Params, Scalar
+from implicit_reg.flows.modified import check_field_arguments, modified_coefficients
 
 
 def interpolation_weights(order: int) -> tuple[Fraction, ...]:
@@ -51,8 +51,8 @@ class InterpolatedVectorField:
                 after = optax.apply_updates(x, difference)
             else:
                 after = self.update_map(h, x)
+                _checks.check_same_tree("interpolated_vector_field", "update_map(h, params)", after, "params", x)
                 difference = jax.tree.map(jnp.subtract, after, x)
-            _checks.check_same_tree("interpolated_vector_field", "update_map(h, params)", after, "params", x)
             return (after, _tree.axpy(weight, difference, total)), None
 
         start = (params, jax.tree.map(jnp.zeros_like, params))

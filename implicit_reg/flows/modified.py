@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from implicit_reg import _checks, _tree
-from implicit_reg._types import Integer, Loss, Params, Scalar
-from implicit_reg.derivatives import lie_derivative, step_coefficients
-
-OneStepMap = Callable[[Any, Any], PyTree]
+from implicit_reg._types import Integer, Loss, OneStepMap, Params, Scalar
+from implicit_reg.derivatives import step_coefficients
 
 
 def check_field_arguments(function: str, params: Params, h: Scalar) -> PyTree:
@@ -89,27 +86,35 @@ def modified_coefficients(update_map: OneStepMap, order: Integer) -> Callable[[P
         _checks.check_same_tree("modified_coefficients", "update_map(h, params)", after, "params", x)
         return after
 
-    def coefficient(n: int) -> Callable[[Params], PyTree]:
+    def table(n: int) -> Callable[[Params], dict[tuple[int, int], PyTree]]:
+        """x -> {(k, m): S_{k,m}(x)} for k <= m <= n.
+
+        Two ways to the recursion: (1) a function for each S_{k,m}, differentiated along each f_j; (2) the whole lower
+        table differentiated at once along each f_j. (1) traces a program that grows tenfold with the order and leaves
+        it to XLA to find what repeats; (2) grows threefold. We do (2).
+        """
+        if n == 1:
+            return lambda x: {(1, 1): step_coefficients(step, x, 1)[0]}
+
         def fn(x):
-            total = step_coefficients(step, x, n)[-1]
+            d = step_coefficients(step, x, n)
+            sums, along_first = jax.jvp(table(n - 1), (x,), (d[0],))
+            along = {1: along_first} | {j: jax.jvp(table(n - j), (x,), (sums[1, j],))[1] for j in range(2, n)}
+            total = d[-1]
             for k in range(2, n + 1):
-                total = _tree.axpy(-1.0 / math.factorial(k), lie_sum(k, n)(x), total)
-            return total
+                first, *rest = (along[j][k - 1, n - j] for j in range(1, n - k + 2))
+                sums[k, n] = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), first, *rest)
+                total = _tree.axpy(-1.0 / math.factorial(k), sums[k, n], total)
+            sums[1, n] = total
+            return sums
 
         return fn
 
-    def lie_sum(k: int, n: int) -> Callable[[Params], PyTree]:
-        """S_{k,n}, a function of the parameters so that it can be differentiated again; XLA shares what repeats."""
-        if k == 1:
-            return coefficient(n)
+    def coefficients(x):
+        sums = table(order)(x)
+        return tuple(sums[1, n] for n in range(1, order + 1))
 
-        def fn(x):
-            terms = [lie_derivative(coefficient(j), lie_sum(k - 1, n - j))(x) for j in range(1, n - k + 2)]
-            return jax.tree.map(lambda first, *rest: sum(rest, start=first), *terms)
-
-        return fn
-
-    return lambda x: tuple(coefficient(n)(x) for n in range(1, order + 1))
+    return coefficients
 
 
 @dataclasses.dataclass(frozen=True)

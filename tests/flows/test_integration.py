@@ -1,0 +1,183 @@
+"""Integration against closed forms, and what happens where there is nothing to integrate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tolerances import SOLVER, assert_close
+
+import implicit_reg as ir
+from implicit_reg import problems
+from implicit_reg.flows import integration
+
+
+@pytest.mark.x64
+def test_flow_of_a_quadratic_is_the_matrix_exponential():
+    problem = problems.quadratic([1.5, 0.4, -0.2], dtype="float64")
+    values, basis = problem.facts["spectrum"], problem.facts["basis"]
+    ts = np.array([0.0, 0.3, 1.0, 2.0])
+    run = ir.integrate(ir.gradient_field(problem.loss_fn), problem.params, ts, 0.1)
+    expected = np.stack([basis @ (np.exp(-values * t) * (basis.T @ problem.params)) for t in ts])
+    assert_close(run.params, jnp.asarray(expected), SOLVER)
+    assert np.array_equal(run.t, ts)
+    assert np.all(run.finite)
+
+
+@pytest.mark.x64
+def test_modified_flow_of_a_quadratic_interpolates_the_iterates():
+    """With enough terms the flow at t = n h is (1 - h lambda)^n."""
+    problem = problems.quadratic([1.0, 0.3], dtype="float64")
+    h, n = 0.05, 20
+    phi = ir.update_map(optax.sgd, problem.loss_fn)
+    run = ir.integrate(ir.modified_vector_field(phi, 5), problem.params, [n * h], h)
+    steps = ir.descend(optax.sgd, problem.loss_fn, problem.params, h, n, every=n)
+    assert float(jnp.linalg.norm(run.params[0] - steps.params[-1])) < 1e-8
+    plain = ir.integrate(ir.gradient_field(problem.loss_fn), problem.params, [n * h], h)
+    assert float(jnp.linalg.norm(plain.params[0] - steps.params[-1])) > 1e-3
+
+
+def test_conserved_quantity_of_the_factorization():
+    problem = problems.factorization()
+    run = ir.integrate(
+        ir.gradient_field(problem.loss_fn), problem.params, [0.0, 1.0, 5.0], 0.1, observe=problem.facts["conserved"]
+    )
+    assert_close(run.observed, jnp.full(3, problem.facts["conserved"](problem.params)), SOLVER)
+    steps = ir.descend(
+        optax.sgd, problem.loss_fn, problem.params, 0.1, 50, every=50, observe=problem.facts["conserved"]
+    )
+    assert float(steps.observed[1]) < 0.999 * float(steps.observed[0])
+
+
+def test_blow_up_is_recorded_and_not_thrown():
+    run = ir.integrate(lambda t, x, h: x**2, jnp.array(1.0), [0.0, 0.5, 2.0], 0.1)
+    assert np.array_equal(run.finite, [True, True, False])
+    assert_close(run.params[1], jnp.array(2.0), SOLVER)
+    assert not np.isfinite(run.params[2])
+
+
+def test_field_that_is_not_a_number_is_recorded():
+    run = ir.integrate(lambda t, x, h: x * jnp.nan, jnp.array(1.0), [0.0, 1.0], 0.1)
+    assert np.array_equal(run.finite, [True, False])
+
+
+def test_a_solver_out_of_steps_is_recorded():
+    run = ir.integrate(lambda t, x, h: jnp.cos(1e3 * t), jnp.array(1.0), [0.0, 10.0], 0.1, max_steps=4)
+    assert np.array_equal(run.finite, [True, False])
+
+
+def test_all_step_sizes_share_one_compilation():
+    field = ir.modified_vector_field(ir.update_map(optax.sgd, lambda x: jnp.sum(jnp.cos(x))), 2)
+    x = jnp.array([0.3, 1.0])
+    before = integration.solve._cache_size()
+    for h in (0.2, 0.1, 0.05):
+        ir.integrate(field, x, [0.0, 1.0], h)
+    assert integration.solve._cache_size() == before + 1
+
+
+def test_equal_fields_share_their_compilation():
+    loss = lambda x: jnp.sum(jnp.cos(x))  # noqa: E731
+    x = jnp.array([0.3, 1.0])
+    before = integration.solve._cache_size()
+    for _ in range(2):
+        ir.integrate(ir.modified_vector_field(ir.update_map(optax.sgd, loss), 2), x, [0.0, 1.0], 0.1)
+    assert integration.solve._cache_size() == before + 1
+
+
+@pytest.mark.x64
+def test_dtype_of_the_parameters_is_kept():
+    for dtype in ("float32", "float64"):
+        run = ir.integrate(ir.gradient_field(lambda x: jnp.sum(x**2)), jnp.ones(2, dtype), [0.0, 1.0], 0.1)
+        assert run.params.dtype == dtype
+        assert_close(run.params[1], jnp.full(2, np.exp(-2.0), dtype), SOLVER)
+
+
+def test_works_under_jit_and_vmap():
+    field = lambda t, x, h: -x / h  # noqa: E731
+    ends = jax.jit(jax.vmap(lambda h: ir.integrate(field, jnp.array(1.0), [1.0], h).params[0]))(jnp.array([0.5, 1.0]))
+    assert_close(ends, jnp.exp(-1 / jnp.array([0.5, 1.0])), SOLVER)
+
+
+def test_stricter_tolerance_changes_the_result():
+    field = lambda t, x, h: jnp.stack([x[1], -x[0]])  # noqa: E731
+    x, exact = jnp.array([1.0, 0.0]), np.array([np.cos(20.0), -np.sin(20.0)])
+    loose, default = (
+        np.linalg.norm(ir.integrate(field, x, [20.0], 0.1, **settings).params[0] - exact)
+        for settings in ({"rtol": 1e-2, "atol": 1e-2}, {})
+    )
+    assert loose > 10 * default
+
+
+FIELD = ir.gradient_field(lambda x: jnp.sum(x**2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"field": "nope"}, TypeError, "`field` must be callable"),
+        ({"params": jnp.array([1, 2])}, TypeError, "params has dtype int32"),
+        ({"params": {}}, ValueError, "at least one leaf"),
+        ({"params": jnp.ones(2, jnp.complex64)}, TypeError, "complex"),
+        ({"params": jnp.ones(2, jnp.bfloat16)}, ValueError, "must be float32 or float64, got bfloat16"),
+        ({"params": jnp.ones(2, jnp.float16)}, ValueError, "must be float32 or float64, got float16"),
+        ({"ts": [0.0, 1.0, 1.0]}, ValueError, "`ts` must increase strictly"),
+        ({"ts": [-1.0, 1.0]}, ValueError, "`ts` must increase strictly from at least 0"),
+        ({"ts": []}, ValueError, "vector of times"),
+        ({"ts": 1.0}, ValueError, "vector of times"),
+        ({"ts": "late"}, TypeError, "vector of times"),
+        ({"ts": [0.0, np.nan]}, ValueError, "`ts` must be finite"),
+        ({"h": 0.0}, ValueError, "`h` must be a finite real number, greater than 0, got 0.0"),
+        ({"h": -0.1}, ValueError, "`h` must be .* got -0.1"),
+        ({"h": float("nan")}, ValueError, "`h` must be a finite real number.* got nan"),
+        ({"h": "0.1"}, TypeError, "`h` must be a finite real number"),
+        ({"h": jnp.ones(2)}, ValueError, "`h` must be .*a scalar"),
+        ({"rtol": 1e-12}, ValueError, "`rtol`=1e-12 is below what float32 holds"),
+        ({"atol": -1.0}, ValueError, "`atol` must be"),
+        ({"max_steps": 0}, ValueError, "`max_steps` must be an integer, at least 1"),
+        ({"field": lambda t, x, h: (x, x)}, ValueError, "must have the same structure"),
+        ({"field": lambda t, x, h: x[:1]}, ValueError, "they must be equal"),
+        ({"observe": 3}, TypeError, "`observe` must be callable"),
+    ],
+)
+def test_bad_input(changes, error, message):
+    arguments = {"field": FIELD, "params": jnp.ones(2), "ts": [0.0, 1.0], "h": 0.1, **changes}
+    with pytest.raises(error, match=message):
+        ir.integrate(**arguments)
+
+
+@pytest.mark.parametrize("make", [ir.modified_vector_field, ir.interpolated_vector_field])
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        (0, ValueError, "`order` must be an integer, at least 1, got 0"),
+        (-1, ValueError, "`order` must be an integer, at least 1"),
+        (1.0, TypeError, "`order` must be an integer"),
+        (True, TypeError, "`order` must be an integer"),
+        ("2", TypeError, "`order` must be an integer"),
+    ],
+)
+def test_bad_order(make, order, error, message):
+    with pytest.raises(error, match=message):
+        make(lambda h, x: x, order)
+
+
+@pytest.mark.parametrize("make", [ir.modified_vector_field, ir.interpolated_vector_field])
+def test_bad_maps_and_arguments_of_fields(make):
+    with pytest.raises(TypeError, match="`update_map` must be callable"):
+        make(None, 1)
+    field = make(lambda h, x: (x, h), 2)
+    with pytest.raises(ValueError, match="must have the same structure"):
+        field(0.0, jnp.ones(2), 0.1)
+    field = make(lambda h, x: x - h * x, 2)
+    for h, error in ((-0.1, ValueError), (np.inf, ValueError), (None, TypeError), (jnp.ones(2), ValueError)):
+        with pytest.raises(error, match="`h` must be"):
+            field(0.0, jnp.ones(2), h)
+    with pytest.raises(TypeError, match="complex parameters are not supported"):
+        field(0.0, jnp.ones(2, jnp.complex64), 0.1)
+    with pytest.raises(TypeError, match="every leaf must be floating"):
+        field(0.0, {"a": jnp.ones(2), "n": jnp.array(1)}, 0.1)
+
+
+def test_gradient_field_wants_a_scalar_loss():
+    with pytest.raises(ValueError, match="must be a scalar loss, got shape"):
+        ir.gradient_field(lambda x: x**2)(0.0, jnp.ones(2), 0.1)
