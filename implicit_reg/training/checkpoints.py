@@ -8,15 +8,17 @@ newest is the state, and the older ones go only after it has appeared.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
+import secrets
 import shutil
-import tempfile
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -87,7 +89,8 @@ def save(folder: str | os.PathLike, epoch: int, tree: Any, meta: dict[str, Any])
     folder = pathlib.Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"epoch-{epoch:06d}"
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
+    temporary = folder / f".tmp-{secrets.token_hex(6)}"
+    temporary.mkdir()
     try:
         entries = describe(tree)
         # orbax refuses arrays without elements; they hold nothing that the template does not know.
@@ -106,10 +109,44 @@ def save(folder: str | os.PathLike, epoch: int, tree: Any, meta: dict[str, Any])
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for other in checkpoints(folder):
+    # Also what a killed run left under a temporary name: the caller holds the lock of the folder.
+    for other in (*checkpoints(folder), *folder.glob(".tmp-*")):
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
     return final
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds a run folder for one process; the lock goes with the process, however it ends.
+
+    Args:
+      folder: an existing folder; a file `.lock` is made in it.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      LockedError: where another process holds it.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder, lock(folder):
+      ...     os.listdir(folder)
+      ['.lock']
+    """
+    import fcntl
+
+    with open(pathlib.Path(folder) / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"{folder} is in use by another process; wait for it, or name another folder") from error
+        yield
+
+
+class LockedError(_checks.ImplicitRegError):
+    """Another process works in the folder."""
 
 
 def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:

@@ -8,6 +8,7 @@ run was stopped, so a resumed run has the bits of an uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -268,17 +269,18 @@ def full_batch_or(batch_size: int, num_examples: int) -> int:
     return int(batch_size) or num_examples
 
 
-def to_floats(record: Mapping[str, Any]) -> dict[str, float | int | bool]:
-    """A record of arrays as Python numbers.
+def finite_or_none(record: Mapping[str, Any]) -> dict[str, float | int | bool | None]:
+    """A record of scalars as Python numbers that JSON can hold: `None` for what is not finite.
 
     Args:
       record: names to scalars.
 
     Returns:
-      Names to Python numbers.
+      Names to Python numbers or `None`.
 
     Example:
-      >>> to_floats({"x": jnp.float32(0.5), "n": jnp.int32(3)})
-      {'x': 0.5, 'n': 3}
+      >>> finite_or_none({"x": jnp.float32(0.5), "n": jnp.int32(3), "y": jnp.nan})
+      {'x': 0.5, 'n': 3, 'y': None}
     """
-    return {name: np.asarray(value).item() for name, value in record.items()}
+    plain = {name: np.asarray(value).item() for name, value in record.items()}
+    return {name: value if math.isfinite(value) else None for name, value in plain.items()}

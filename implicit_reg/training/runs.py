@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -14,117 +13,15 @@ import jax.numpy as jnp
 import optax
 
 from implicit_reg import _checks, transforms
-from implicit_reg.methods import METHODS, Method
-from implicit_reg.problems import Dataset, build_model, load_attribute, load_dataset
-from implicit_reg.problems.data import DATASETS
+from implicit_reg._types import Scalar
+from implicit_reg.methods import Method
+from implicit_reg.problems import Dataset, build_model
 from implicit_reg.problems.problem import working_dtype
 from implicit_reg.training import metrics
+from implicit_reg.training.lookup import find_method, is_traced, load_data, method_hyper
 from implicit_reg.training.optimizers import everyday_base, schedule_shape
-from implicit_reg.training.program import Arrays, Knobs, Program, TrainState, full_batch_or, to_arrays, to_floats
+from implicit_reg.training.program import Arrays, Knobs, Program, TrainState, finite_or_none, full_batch_or, to_arrays
 from implicit_reg.training.settings import Settings, parse_pairs
-
-
-def find_method(name: str) -> Method:
-    """A row of the table of methods, or a user's own.
-
-    Args:
-      name: a key of `METHODS`, or "module:attribute": a `Method`, or a function `(base, learning_rate,
-        **hyperparameters) -> transformation` whose keywords have defaults. A function is billed one gradient per step,
-        unless it has an attribute `gradients_per_step` (a number, or a function of the hyperparameters).
-
-    Returns:
-      The row.
-
-    Raises:
-      ValueError: for an unknown name (the message lists the known ones and the nearest).
-      TypeError: where "module:attribute" is something else.
-
-    Example:
-      >>> find_method("sam").hyperparameters
-      {'radius': 0.05}
-    """
-    if name in METHODS:
-        return METHODS[name]
-    if ":" not in name:
-        raise _checks.unknown_name("train", "method", name, [*METHODS, "module:attribute"])
-    value = load_attribute("train", "method", name)
-    if isinstance(value, Method):
-        return value
-    _checks.check_callable("train", "method", value, "(base, learning_rate, **hyperparameters) -> transformation")
-    parameters = list(inspect.signature(value).parameters.values())[2:]
-    missing = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if missing:
-        raise TypeError(f"train: method {name}: the hyperparameters {', '.join(missing)} need defaults")
-    cost = getattr(value, "gradients_per_step", 1.0)
-    return Method(
-        name=name,
-        title=name,
-        build=value,
-        hyperparameters={p.name: p.default for p in parameters if p.default is not p.empty},
-        gradients_per_step=cost if callable(cost) else lambda **hyper: float(cost),
-        claim="",
-        modified_loss="",
-        source="",
-        formula=lambda *arguments, **hyper: None,
-    )
-
-
-def method_hyper(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's hyperparameters: defaults, overruled by those given.
-
-    Args:
-      method: a row of the table.
-      given: names to values.
-
-    Returns:
-      All names to values.
-
-    Raises:
-      ValueError: for a name that the method does not have.
-
-    Example:
-      >>> method_hyper(find_method("backstitch"), {"alpha": 1.0})
-      {'alpha': 1.0, 'interval': 1, 'offset': 0}
-    """
-    for name in given:
-        if name not in method.hyperparameters:
-            known = list(method.hyperparameters) or ["none at all"]
-            raise _checks.unknown_name(f"train: method {method.name}", "hyperparameter", name, known)
-    return dict(method.hyperparameters) | dict(given)
-
-
-def load_data(settings: Settings) -> Dataset:
-    """The data set that the settings name, split, scaled and with label noise.
-
-    Args:
-      settings: `data`, `scaling`, `label_noise` and the seeds are read.
-
-    Returns:
-      A `Dataset`; a user's own, from module:attribute, is taken as it is.
-
-    Raises:
-      ValueError: as `load_dataset`, and for scaling or noise asked of a user's own data.
-      TypeError: where module:attribute is not a `Dataset`.
-
-    Example:
-      >>> load_data(Settings(data="wine")).num_classes
-      3
-    """
-    seed = settings.seed if settings.split_seed is None else settings.split_seed
-    if ":" not in settings.data:
-        if settings.data not in DATASETS:
-            raise _checks.unknown_name("train", "data set", settings.data, [*DATASETS, "module:attribute"])
-        return load_dataset(settings.data, seed=seed, scaling=settings.scaling, label_noise=settings.label_noise)
-    if settings.label_noise or settings.scaling not in ("standard", "none"):
-        raise ValueError("train: a data set of your own is taken as it is: leave scaling and label noise at defaults")
-    value = load_attribute("train", "data set", settings.data)
-    value = value if isinstance(value, Dataset) or not callable(value) else value()
-    if not isinstance(value, Dataset):
-        raise TypeError(
-            f"train: {settings.data} must be an implicit_reg.problems.Dataset, or a function that returns one; got "
-            f"{type(value).__name__}"
-        )
-    return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +30,8 @@ class Run:
 
     Args:
       settings: what to train.
+      limit: take so many steps instead of `epochs` full ones; the last epoch may then be incomplete.
+      given: the data set, where it is loaded already; else the settings say which.
 
     Raises:
       TypeError, ValueError: for any setting that is wrong, with the known names and the cure.
@@ -144,6 +43,8 @@ class Run:
     """
 
     settings: Settings
+    limit: int | None = None
+    given: Dataset | None = None
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -151,16 +52,19 @@ class Run:
         if s.split_seed is not None:
             _checks.check_seed("train", "split_seed", s.split_seed)
         _checks.check_integer("train", "epochs", s.epochs)
-        _checks.check_number("train", "learning_rate", s.learning_rate, low=0.0, exclusive=True)
         _checks.check_number("train", "warmup", s.warmup, low=0.0)
+        if self.limit is not None:
+            _checks.check_integer("train", "limit", self.limit)
         for name in ("program", "arrays", "knobs"):
             getattr(self, name)
-        # With concrete numbers, so that the checks of the method and of Optax can read them.
-        key = jax.random.key(0)
-        base = self._base(key)
-        tx = self.method.build(base, s.learning_rate, **self.hyper)
+        self.check(s.learning_rate, self.hyper)
+        jax.eval_shape(self.program.init, jax.random.key(0), self.knobs)
+
+    def check(self, learning_rate: Scalar, hyper: Mapping[str, Any]) -> None:
+        """Builds the method with concrete numbers, so that its checks and Optax's can read them."""
+        _checks.check_number("train", "learning_rate", learning_rate, low=0.0, exclusive=True)
+        tx = self.method.build(self._base(jax.random.key(0)), learning_rate, **hyper)
         _checks.check_transformation("train", "method", tx)
-        jax.eval_shape(self.program.init, key, self.knobs)
 
     @cached_property
     def method(self) -> Method:
@@ -175,7 +79,7 @@ class Run:
     @cached_property
     def data(self) -> Dataset:
         """The data set."""
-        return load_data(self.settings)
+        return load_data(self.settings) if self.given is None else self.given
 
     @cached_property
     def dtype(self) -> Any:
@@ -193,9 +97,14 @@ class Run:
         return make_knobs(self.dtype, self.settings.learning_rate, self.hyper, self.num_steps)
 
     @cached_property
+    def batch_size(self) -> int:
+        """Examples per step, at least 1."""
+        return full_batch_or(self.settings.batch_size, len(self.data.x_train))
+
+    @cached_property
     def num_steps(self) -> int:
         """Steps in the whole run."""
-        return self.settings.epochs * self.program.steps_per_epoch
+        return self.settings.epochs * (len(self.data.x_train) // self.batch_size) if self.limit is None else self.limit
 
     def _base(self, key: jax.Array) -> Callable[[Any], optax.GradientTransformation]:
         s = self.settings
@@ -223,19 +132,17 @@ class Run:
             batch_norm=s.batch_norm,
             dtype=self.dtype,
         )
-        batch = full_batch_or(s.batch_size, len(data.x_train))
-        steps = len(data.x_train) // batch
-        shape = schedule_shape(s.schedule, s.epochs * steps, round(s.warmup * steps))
-        static = {name: value for name, value in self.hyper.items() if not is_traced(value)}
+        steps_per_epoch = len(data.x_train) // self.batch_size
+        shape = schedule_shape(s.schedule, self.num_steps, round(s.warmup * steps_per_epoch))
         return Program(
             build_model=lambda rngs: build(rngs=rngs),
             build_method=lambda learning_rate, hyper, key: self.method.build(
-                self._base(key), learning_rate, **{**self.hyper, **static, **hyper}
+                self._base(key), learning_rate, **{**self.hyper, **hyper}
             ),
             shape=shape,
             task=data.task,
             num_examples=len(data.x_train),
-            batch_size=batch,
+            batch_size=self.batch_size,
             shuffle=s.shuffle,
             select=s.select,
         )
@@ -264,22 +171,6 @@ class Run:
     def gradients(self, num_steps: int) -> float:
         """Gradient evaluations that so many steps cost."""
         return float(num_steps * self.method.gradients_per_step(**self.hyper))
-
-
-def is_traced(value: Any) -> bool:
-    """Whether a hyperparameter is a floating number, which may be traced; integers and `None` decide the program.
-
-    Args:
-      value: a hyperparameter.
-
-    Returns:
-      Whether it is a float.
-
-    Example:
-      >>> is_traced(0.3), is_traced(2), is_traced(None)
-      (True, False, False)
-    """
-    return isinstance(value, float)
 
 
 def make_knobs(dtype: Any, learning_rate: float, hyper: Mapping[str, Any], num_steps: int) -> Knobs:
@@ -322,7 +213,8 @@ def fit(
 
     Returns:
       The state, and one record per epoch: `epoch`, `steps`, `gradients`, `train_loss`, `validation_loss`,
-      `validation_score`, `finite`, and `flooded_fraction` (`None` without flooding), counted from the start.
+      `validation_score`, `finite`, and `flooded_fraction` (`None` without flooding), counted from the start. A number
+      that is not finite is `None`, so that the history is JSON.
 
     Example:
       >>> state, history = fit(Run(Settings(data="wine", widths=(4,), epochs=2)))
@@ -333,17 +225,13 @@ def fit(
     history = list(history or [])
     while int(state.epoch) < run.settings.epochs and bool(state.finite):
         state, record = run.step_epoch(state)
-        numbers = to_floats(record)
+        numbers = finite_or_none(record)
         history.append(
             {
                 "epoch": int(state.epoch),
-                "steps": numbers["steps"],
                 "gradients": run.gradients(numbers["steps"]),
-                "train_loss": numbers["train_loss"],
-                "validation_loss": numbers["validation_loss"],
-                "validation_score": numbers["validation_score"],
                 "flooded_fraction": flooded(state.optimizer_state),
-                "finite": numbers["finite"],
+                **numbers,
             }
         )
         if on_epoch is not None and on_epoch(state, history):
@@ -395,7 +283,7 @@ def results(run: Run, state: TrainState) -> dict[str, Any]:
         record: dict[str, Any] = {"epoch": int(epoch)}
         for part in ("train", "validation", "test"):
             loss, value = run.evaluate(params, stats, getattr(a, f"x_{part}"), getattr(a, f"y_{part}"))
-            record[part] = metrics.in_own_units(run.data, float(loss), float(value))
+            record[part] = finite_or_none(metrics.in_own_units(run.data, float(loss), float(value)))
         return record
 
     best = state.best

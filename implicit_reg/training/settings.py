@@ -70,7 +70,7 @@ class Settings:
     select: str = "loss"
     """What makes an epoch the best one, on validation data: loss, or score (accuracy or R^2; ties by loss)."""
     dtype: str = "float32"
-    """Of parameters and data: float32, float64 (needs JAX_ENABLE_X64=1), bfloat16 or float16."""
+    """Of parameters and data: float32, float64 (in Python under jax.enable_x64(True)), bfloat16 or float16."""
 
     def __post_init__(self) -> None:
         for name in ("hyper", "optimizer_args"):
