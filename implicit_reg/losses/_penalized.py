@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ def _is_zero(tangent) -> bool:
     return isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
 
 
-def _replaced(inputs: list, positions: list[int], values: list) -> list:
+def _replaced(inputs: Sequence, positions: list[int], values: Sequence) -> list:
     inputs = list(inputs)
     for i, value in zip(positions, values, strict=True):
         inputs[i] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,12 @@ from implicit_reg._types import Integer, Loss, Params, Scalar
 from implicit_reg.losses._penalized import Microbatches, PenalizedLoss
 from implicit_reg.losses._pure import trace
 
-Mask = PyTree[bool] | Callable[[Params], PyTree[bool]] | None
+if TYPE_CHECKING:
+    Mask: TypeAlias = PyTree[bool] | Callable[[Params], PyTree[bool]] | None
+    Differentiate: TypeAlias = Callable[..., Callable]
+else:
+    Mask: TypeAlias = object
+    Differentiate: TypeAlias = object  # like jax.value_and_grad
 
 
 def gradient_penalized(
@@ -23,7 +28,7 @@ def gradient_penalized(
     *,
     mask: Mask = None,
     has_aux: bool = False,
-    value_and_grad: Callable = jax.value_and_grad,
+    value_and_grad: Differentiate = jax.value_and_grad,
 ) -> Callable:
     """Adds the squared norm of the gradient to a loss.
 
@@ -90,7 +95,7 @@ def microbatch_gradient_penalized(
     *,
     mask: Mask = None,
     has_aux: bool = False,
-    value_and_grad: Callable = jax.value_and_grad,
+    value_and_grad: Differentiate = jax.value_and_grad,
     unroll: bool = False,
 ) -> Callable:
     """Adds the mean squared norm of the microbatches' gradients to their mean loss.
@@ -158,7 +163,7 @@ def _check(function: str, loss_fn: Any, strength: Any, mask: Any, has_aux: Any, 
 
 
 def _off(strength: Any) -> bool:
-    return _checks.is_concrete(strength) and strength == 0
+    return _checks.is_concrete(strength) and bool(strength == 0)
 
 
 def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, cut, params, batch, kwargs):
