@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeAlias
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
 from implicit_reg import _checks, _tree
 from implicit_reg._types import Loss, Params, Scalar
 from implicit_reg.transforms.filling import FilledValueFn, is_hole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Flag: TypeAlias = bool
+    Mask: TypeAlias = PyTree[bool] | Callable[[Params], PyTree[bool]]
+    Optimizer: TypeAlias = optax.GradientTransformation
+else:  # judged by `_checks`; see `_types`
+    Flag: TypeAlias = object
+    Mask: TypeAlias = object
+    Optimizer: TypeAlias = object
 
 _WALLS = (
     "Containers that hand on no extra arguments (optax.MultiSteps(...).gradient_transformation(), optax.lookahead, "
@@ -92,17 +106,27 @@ def is_zero(value: Scalar) -> bool:
     return _checks.is_concrete(value) and value == 0
 
 
+def wide(*dtypes: np.dtype) -> np.dtype:
+    """The widest real precision among the inexact dtypes and float32.
+
+    `jnp.promote_types` says the same, but refuses under `jax_numpy_dtype_promotion="strict"`.
+    """
+    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return max((jnp.finfo(dtype).dtype for dtype in (jnp.float32, *inexact)), key=lambda dtype: jnp.finfo(dtype).bits)
+
+
 def unit(tree: PyTree) -> PyTree:
     """`tree / ||tree||`, or zero for the zero tree, in float32 or wider.
 
     Divides by the largest entry first, so that squares neither overflow nor vanish; that entry cancels, and so its
     derivative is left out. Derivatives of every order are finite at the zero tree, and exact away from it.
     """
-    real = jnp.result_type(jnp.float32, *(jnp.finfo(jnp.asarray(x).dtype).dtype for x in jax.tree.leaves(tree)))
-    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.asarray(x).dtype, real)), tree)
-    entries = [jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0).astype(real) for x in jax.tree.leaves(wide)]
+    real = wide(*(jnp.asarray(x).dtype for x in jax.tree.leaves(tree)))
+    paired = {np.dtype(np.float32): np.complex64, np.dtype(np.float64): np.complex128}[real]
+    wider = jax.tree.map(lambda x: jnp.asarray(x).astype(paired if jnp.iscomplexobj(x) else real), tree)
+    entries = [jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0) for x in jax.tree.leaves(wider)]
     largest = jnp.max(jnp.stack(entries))
-    scaled = _tree.scale(1 / jnp.where(largest == 0, 1, largest), wide)
-    square = _tree.squared_norm(scaled)
+    scaled = _tree.scale(1 / jnp.where(largest == 0, 1, largest), wider)
+    square = sum(jnp.sum((x * jnp.conj(x)).real) for x in jax.tree.leaves(scaled))
     zero = square == 0
     return _tree.scale(jnp.where(zero, 0, 1 / jnp.sqrt(jnp.where(zero, 1, square))), scaled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -48,6 +49,9 @@ def alternating(descent: Scalar | optax.Schedule, ascent: Scalar | optax.Schedul
 
     def schedule(count):
         down, up = (_inputs.number(rate(count) if callable(rate) else rate) for rate in (descent, ascent))
+        if isinstance(down, jax.Array) and isinstance(up, jax.Array):
+            dtype = _inputs.wide(down.dtype, up.dtype)
+            down, up = down.astype(dtype), up.astype(dtype)
         return jnp.where(jnp.asarray(count) % 2 == 0, down, -up)
 
     return schedule

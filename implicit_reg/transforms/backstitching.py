@@ -22,7 +22,7 @@ class BackstitchState(NamedTuple):
 
 
 def backstitch(
-    optimizer: optax.GradientTransformation, alpha: Scalar = 0.3, *, interval: Integer = 1, offset: Integer = 0
+    optimizer: _inputs.Optimizer, alpha: Scalar = 0.3, *, interval: Integer = 1, offset: Integer = 0
 ) -> optax.GradientTransformationExtraArgs:
     """Steps back by `alpha`, then forward by `1 + alpha`, in units of the base optimizer's step.
 

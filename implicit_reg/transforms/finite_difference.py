@@ -86,5 +86,6 @@ def add_finite_difference_penalty(strength: Scalar, displacement: Scalar) -> opt
 
 def _ratio(a: Scalar, b: Scalar) -> Scalar:
     """`a / b` for Python and JAX scalars of any dtypes, in float32 or wider."""
-    dtype = jnp.promote_types(jnp.promote_types(jnp.asarray(a).dtype, jnp.asarray(b).dtype), jnp.float32)
-    return jnp.asarray(a).astype(dtype) / jnp.asarray(b).astype(dtype)
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    dtype = _inputs.wide(a.dtype, b.dtype)
+    return a.astype(dtype) / b.astype(dtype)

@@ -80,7 +80,7 @@ def flooding(level: Scalar | optax.Schedule | None) -> optax.GradientTransformat
         target = level(state.steps) if callable(level) else level
         _checks.check_number("flooding", "level", target)
 
-        dtype = jnp.promote_types(jnp.asarray(value).dtype, jnp.float32)
+        dtype = _inputs.wide(jnp.asarray(value).dtype)
         sign = jnp.sign(jnp.asarray(value).astype(dtype) - jnp.asarray(target).astype(dtype))
 
         def leaf(u):

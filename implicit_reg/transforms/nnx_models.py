@@ -9,6 +9,7 @@ import jax
 
 from implicit_reg import _checks
 from implicit_reg._types import Loss
+from implicit_reg.transforms import _inputs
 
 
 class NnxValueFn(NamedTuple):
@@ -27,7 +28,7 @@ class NnxValueFn(NamedTuple):
     value_and_rest: Callable[[Any], tuple[jax.Array, Any]]
 
 
-def nnx_value_fn(model: Any, loss_fn: Loss, *batch: Any, wrt: Any = None, has_aux: bool = False) -> NnxValueFn:
+def nnx_value_fn(model: Any, loss_fn: Loss, *batch: Any, wrt: Any = None, has_aux: _inputs.Flag = False) -> NnxValueFn:
     """Splits a `flax.nnx` model so that its loss can be evaluated more than once per step.
 
     Backstitch, SAM and the penalties evaluate the loss again within one step. On the model itself the second forward

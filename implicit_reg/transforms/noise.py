@@ -40,8 +40,9 @@ def add_decaying_noise(c: Scalar, r: Scalar, key: jax.Array | Integer) -> optax.
     References:
       [neelakantan2015]
     """
-    _checks.check_number("add_decaying_noise", "c", c, low=0.0)
-    _checks.check_number("add_decaying_noise", "r", r, low=0.0)
+    for argument, value in (("c", c), ("r", r)):
+        why = "for a schedule, use optax.inject_hyperparams" if callable(value) else ""
+        _checks.check_number("add_decaying_noise", argument, value, low=0.0, why=why)
     noise = optax.add_noise(eta=c**2, gamma=2 * r, key=_key(key))
 
     def init(params: Params) -> optax.OptState:

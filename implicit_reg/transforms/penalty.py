@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
 
 from implicit_reg import _checks, _tree
 from implicit_reg._types import Params, Scalar
@@ -23,7 +20,7 @@ _TWICE = (
 
 
 def add_gradient_penalty(
-    strength: Scalar, *, mask: PyTree[bool] | Callable[[Params], PyTree[bool]] | None = None
+    strength: Scalar, *, mask: _inputs.Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the gradient of `strength * ||grad L||^2`.
 

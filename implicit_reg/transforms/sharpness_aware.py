@@ -10,7 +10,7 @@ from implicit_reg._types import Params, Scalar
 from implicit_reg.transforms import _inputs
 
 
-def sam(radius: Scalar, *, normalize: bool = True) -> optax.GradientTransformationExtraArgs:
+def sam(radius: Scalar, *, normalize: _inputs.Flag = True) -> optax.GradientTransformationExtraArgs:
     """Replaces the updates by the gradient at a point uphill.
 
         u' = grad L(x + radius d / ||d||),        or, where not `normalize`,        u' = grad L(x + radius d),
