@@ -73,7 +73,7 @@ section > header { display: flex; gap: .9rem; align-items: baseline; flex-wrap: 
 figure { margin: 1rem 0 0; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figure img { background: #fff; border-radius: 4px; }
-figcaption { color: var(--muted); font-size: .88rem; margin-top: .4rem; }
+@media screen and (prefers-color-scheme: dark) { figure svg { filter: brightness(1.3); } }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .38rem .8rem; text-align: right; border-bottom: 1px solid var(--grid); vertical-align: baseline; }
