@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
     import jax
     import numpy as np
+    import optax
     from jaxtyping import Array, PyTree
 
     Scalar: TypeAlias = float | int | np.number | jax.Array
     Integer: TypeAlias = int | np.integer
     Params: TypeAlias = PyTree[jax.typing.ArrayLike]
     Loss: TypeAlias = Callable[..., jax.Array]
+    Method: TypeAlias = Callable[[Any], optax.GradientTransformation]
+    Batches: TypeAlias = tuple[PyTree[jax.typing.ArrayLike], ...] | None
     Observe: TypeAlias = Callable[[Any], PyTree[Array]] | None
 
     class VectorField(Protocol):
@@ -39,5 +42,7 @@ else:
     Integer: TypeAlias = object  # an int, never a bool or a float
     Params: TypeAlias = object  # any pytree of floating leaves
     Loss: TypeAlias = object  # loss_fn(params, *batch) -> scalar
+    Method: TypeAlias = object  # h -> gradient transformation
+    Batches: TypeAlias = object  # one pytree for each argument of the loss after params, leading axis num_steps
     Observe: TypeAlias = object  # params -> pytree of arrays, or None
     VectorField: TypeAlias = object  # field(t, params, h), structured as params

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,11 @@ from jaxtyping import Array, Float
 
 from implicit_reg import _checks, _tree
 from implicit_reg.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    Judged: TypeAlias = Trajectory
+else:
+    Judged: TypeAlias = object  # see `_types`
 
 
 class Discrepancy(NamedTuple):
@@ -25,7 +30,7 @@ class Discrepancy(NamedTuple):
     error: Float[np.ndarray, " K"] | Float[Array, " K"]
 
 
-def discrepancy(a: Trajectory, b: Trajectory) -> Discrepancy:
+def discrepancy(a: Judged, b: Judged) -> Discrepancy:
     """`||a(t_k) - b(t_k)||`, the Euclidean norm over all leaves, at the common times.
 
     Args:

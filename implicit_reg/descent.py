@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +16,8 @@ import optax
 from jaxtyping import PyTree
 
 from implicit_reg import _checks, _tree
-from implicit_reg._types import Integer, Loss, Observe, Params, Scalar
+from implicit_reg._types import Batches, Integer, Loss, Method, Observe, Params, Scalar
 from implicit_reg.trajectory import Trajectory, record_times
-
-Method = Callable[[Any], optax.GradientTransformation]
 
 
 def _transformation(function: str, method: Method, h: Scalar) -> optax.GradientTransformationExtraArgs:
@@ -148,7 +144,7 @@ def descend(
     h: Scalar,
     num_steps: Integer,
     *,
-    batches: tuple | None = None,
+    batches: Batches = None,
     observe: Observe = None,
     every: Integer = 1,
 ) -> Trajectory:

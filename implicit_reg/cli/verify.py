@@ -179,5 +179,6 @@ def _write(folder, record: dict[str, Any]) -> list[str]:
     figures = plots.verify_figures(record)
     for name, figure in figures.items():
         _common.write_atomic(folder / "figures" / f"{name}.png", plots.to_png(figure))
-    _common.write_atomic(folder / "report.html", report.verify_report(record, figures))
+    pictures = {name: plots.to_svg(figure, name) for name, figure in figures.items()}
+    _common.write_atomic(folder / "report.html", report.verify_report(record, pictures))
     return ["config.json", "results.json", "report.html", f"{len(figures)} figures"]

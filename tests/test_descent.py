@@ -1,0 +1,230 @@
+"""Discrete dynamics against a Python loop, and every way to call them wrongly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tolerances import ROUND_OFF, assert_close
+
+import implicit_reg as ir
+from implicit_reg import descent
+
+
+def loss(params):
+    return jnp.sum((params["a"] * jnp.tanh(params["b"]) - 0.6) ** 2) + 0.1 * jnp.sum(params["a"] ** 4)
+
+
+PARAMS = {"a": jnp.array([1.0, 0.5]), "b": jnp.array([0.3, 0.9])}
+
+
+def python_loop(transformation, loss_fn, params, num_steps, batches=()):
+    """The loop that everybody writes."""
+    state, visited = transformation.init(params), [params]
+    for n in range(num_steps):
+        batch = jax.tree.map(lambda leaf, n=n: leaf[n], batches)
+        gradient = jax.grad(loss_fn)(params, *batch)
+        updates, state = transformation.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        visited.append(params)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *visited)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [optax.sgd, optax.adam, lambda h: optax.sgd(h, momentum=0.9, nesterov=True)],
+    ids=["sgd", "adam", "nesterov"],
+)
+def test_descend_is_the_python_loop(method):
+    run = ir.descend(method, loss, PARAMS, 0.1, 6)
+    assert_close(run.params, python_loop(method(0.1), loss, PARAMS, 6), ROUND_OFF)
+    np.testing.assert_allclose(run.t, 0.1 * np.arange(7), rtol=0, atol=1e-15)
+    assert run.t.dtype == np.float64
+    assert np.all(run.finite)
+    assert run.observed is None
+
+
+def test_every_keeps_each_so_manieth_record_and_observes_it():
+    full = ir.descend(optax.adam, loss, PARAMS, 0.1, 6, observe=loss)
+    thin = ir.descend(optax.adam, loss, PARAMS, 0.1, 6, every=3, observe=loss)
+    assert_close(thin.params, jax.tree.map(lambda leaf: leaf[::3], full.params), ROUND_OFF)
+    assert_close(thin.observed, full.observed[::3], ROUND_OFF)
+    assert_close(full.observed, jax.vmap(loss)(full.params), ROUND_OFF)
+    np.testing.assert_array_equal(thin.t, full.t[::3])
+
+
+def test_batches_reach_the_loss_in_order():
+    batched = lambda p, scale, shift: scale * loss(p) + jnp.sum(p["a"]) * shift["s"]  # noqa: E731
+    batches = (jnp.array([1.0, -1.0, 2.0, 0.5]), {"s": jnp.array([0.0, 3.0, 1.0, -1.0])})
+    run = ir.descend(optax.sgd, batched, PARAMS, 0.1, 4, batches=batches)
+    assert_close(run.params, python_loop(optax.sgd(0.1), batched, PARAMS, 4, batches), ROUND_OFF)
+    swapped = ir.descend(optax.sgd, batched, PARAMS, 0.1, 4, batches=jax.tree.map(lambda leaf: leaf[::-1], batches))
+    assert abs(float(swapped.params["a"][-1, 0] - run.params["a"][-1, 0])) > 1e-3
+
+
+def test_extra_arguments_are_passed_to_the_transformation():
+    """Flooding needs `value`, backstitch `value_fn`, both on the minibatch at hand."""
+    batched = lambda p, scale: scale * loss(p)  # noqa: E731
+    scales = jnp.array([1.0, 0.2, 1.0])
+    level = 0.5
+    run = ir.descend(
+        lambda h: optax.chain(ir.flooding(level), optax.sgd(h)), batched, PARAMS, 0.1, 3, batches=(scales,)
+    )
+    flooded = lambda p, scale: jnp.abs(batched(p, scale) - level)  # noqa: E731
+    assert_close(run.params, python_loop(optax.sgd(0.1), flooded, PARAMS, 3, (scales,)), ROUND_OFF)
+
+
+def test_step_sizes_with_equally_many_records_share_one_compilation():
+    before = descent._jitted_run._cache_size()
+    fresh = lambda p: loss(p) + 0.0  # noqa: E731
+    for n in (4, 8, 16):
+        run = ir.descend(optax.sgd, fresh, PARAMS, 0.8 / n, n, every=n // 4)
+        np.testing.assert_allclose(run.t, 0.2 * np.arange(5), rtol=0, atol=1e-15)
+    assert descent._jitted_run._cache_size() == before + 1
+
+
+def test_divergence_is_recorded():
+    run = ir.descend(optax.sgd, lambda x: jnp.sum(x**4), jnp.array([1.0]), 10.0, 6)
+    assert np.array_equal(run.finite, np.isfinite(np.asarray(run.params)[:, 0]))
+    assert run.finite[0]
+    assert not run.finite[-1]
+
+
+def test_no_steps_leave_the_start():
+    run = ir.descend(optax.sgd, loss, PARAMS, 0.1, 0)
+    assert_close(run.params, jax.tree.map(lambda leaf: leaf[None], PARAMS), ROUND_OFF)
+
+
+def test_python_numbers_are_parameters():
+    run = ir.descend(optax.sgd, lambda p: p[0] ** 2 + p[1] ** 2, [1.0, 2.0], 0.25, 1)
+    assert_close([leaf[1] for leaf in run.params], [jnp.array(0.5), jnp.array(1.0)], ROUND_OFF)
+
+
+def test_descend_can_be_vmapped_and_differentiated_in_the_step_size():
+    end = lambda h: loss(jax.tree.map(lambda leaf: leaf[-1], ir.descend(optax.sgd, loss, PARAMS, h, 4, every=2).params))  # noqa: E731
+    step_sizes = jnp.array([0.05, 0.1])
+    ends = jax.vmap(end)(step_sizes)
+    assert_close(ends, jnp.stack([end(0.05), end(0.1)]), ROUND_OFF)
+    slope = jax.grad(end)(0.1)
+    assert abs(float(slope) - float(end(0.101) - end(0.099)) / 0.002) < 1e-3
+
+
+@pytest.mark.x64
+def test_dtypes_of_leaves_survive_a_wide_step_size():
+    params = {"wide": jnp.ones(2), "narrow": jnp.ones(2, jnp.bfloat16)}
+    fn = lambda p: jnp.sum(p["wide"] ** 2) + jnp.sum(p["narrow"].astype(jnp.float32) ** 2).astype(jnp.float64)  # noqa: E731
+    run = ir.descend(optax.sgd, fn, params, np.float64(0.125), 2)
+    assert {k: v.dtype.name for k, v in run.params.items()} == {"wide": "float64", "narrow": "bfloat16"}
+    assert_close(run.params["wide"][-1], jnp.full(2, 0.75**2), ROUND_OFF)
+
+
+def test_update_map_is_one_step_and_offers_raw_updates():
+    phi = ir.update_map(optax.sgd, loss)
+    after = phi(0.1, PARAMS)
+    assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, jax.grad(loss)(PARAMS)), ROUND_OFF)
+    assert_close(phi.update(0.1, PARAMS), jax.tree.map(lambda g: -0.1 * g, jax.grad(loss)(PARAMS)), ROUND_OFF)
+
+
+def test_update_map_of_a_pair_is_two_steps_of_the_schedule():
+    method = lambda h: optax.sgd(ir.alternating(h, 0.25 * h))  # noqa: E731
+    phi = ir.update_map(method, loss, num_steps=2)
+    run = ir.descend(method, loss, PARAMS, 0.1, 2)
+    assert_close(phi(0.1, PARAMS), jax.tree.map(lambda leaf: leaf[-1], run.params), ROUND_OFF)
+    assert_close(optax.apply_updates(PARAMS, phi.update(0.1, PARAMS)), phi(0.1, PARAMS), ROUND_OFF)
+    below = jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, jax.grad(loss)(PARAMS))
+    assert_close(phi(0.1, PARAMS), jax.tree.map(lambda p, g: p + 0.025 * g, below, jax.grad(loss)(below)), ROUND_OFF)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda h: optax.inject_hyperparams(optax.sgd)(learning_rate=h),
+        lambda h: optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(optax.linear_schedule(1.0, 0.5, 10))),
+        lambda h: optax.chain(ir.flooding(0.1), optax.sgd(h)),
+        lambda h: optax.apply_if_finite(optax.sgd(h), 3),
+    ],
+    ids=["inject_hyperparams", "schedule", "flooding", "apply_if_finite"],
+)
+def test_counters_and_hyperparameters_are_no_memory(method):
+    phi = ir.update_map(method, loss)
+    transformation = method(0.1)
+    updates, _ = optax.with_extra_args_support(transformation).update(
+        jax.grad(loss)(PARAMS), transformation.init(PARAMS), PARAMS, value=loss(PARAMS)
+    )
+    assert_close(phi(0.1, PARAMS), optax.apply_updates(PARAMS, updates), ROUND_OFF)
+
+
+@pytest.mark.parametrize(
+    ("method", "leaf"),
+    [
+        (lambda h: optax.sgd(h, momentum=0.9), r"a memory of dtype float32 at state\[0\].trace\['a'\]"),
+        (optax.adam, r"a memory of dtype float32 at state\[0\].mu\['a'\]"),
+        (lambda h: optax.inject_hyperparams(optax.adam)(h), r"a memory of dtype float32 at state.inner_state\[0\].mu"),
+        (lambda h: optax.chain(optax.add_noise(0.1, 0.55, 0), optax.sgd(h)), r"a PRNG key at state\[0\].rng_key"),
+        (
+            lambda h: optax.chain(optax.add_noise(0.1, 0.55, jax.random.key(0)), optax.sgd(h)),
+            r"a PRNG key at state\[0\]",
+        ),
+    ],
+    ids=["momentum", "adam", "injected-adam", "raw-key", "typed-key"],
+)
+def test_memory_has_no_modified_equation(method, leaf):
+    with pytest.raises(ValueError, match=leaf + ".*compare trajectories only"):
+        ir.update_map(method, loss)(0.1, PARAMS)
+
+
+GOOD = {"method": optax.sgd, "loss_fn": loss, "params": PARAMS, "h": 0.1, "num_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"method": optax.sgd(0.1)}, TypeError, "`method` must be callable"),
+        ({"method": lambda h: h}, TypeError, r"`method\(h\)` must be an optax.GradientTransformation"),
+        ({"method": lambda h: optax.sgd}, TypeError, r"Did you mean sgd\(learning_rate\)"),
+        ({"loss_fn": 1.0}, TypeError, "`loss_fn` must be callable"),
+        ({"loss_fn": lambda p: p["a"]}, ValueError, r"must be a scalar loss, got shape \(2,\)"),
+        ({"loss_fn": lambda p: jnp.sum(p["a"])[None]}, ValueError, r"must be a scalar loss, got shape \(1,\)"),
+        ({"loss_fn": lambda p: jnp.array(1)}, TypeError, "real floating scalar, got dtype int32"),
+        ({"params": {"a": jnp.array([1, 2])}}, TypeError, r"params\['a'\] has dtype int32"),
+        ({"params": {"a": "x"}}, TypeError, r"params\['a'\] must be a floating array, got str"),
+        ({"params": {}}, ValueError, "must have at least one leaf"),
+        ({"h": 0.0}, ValueError, "`h` must be a finite real number, greater than 0, got 0.0"),
+        ({"h": -0.1}, ValueError, "got -0.1"),
+        ({"h": float("inf")}, ValueError, "got inf"),
+        ({"h": True}, TypeError, "got True of type bool"),
+        ({"h": None}, TypeError, "`h` must be a finite real number"),
+        ({"num_steps": -1}, ValueError, "`num_steps` must be an integer, at least 0"),
+        ({"num_steps": 4.0}, TypeError, "`num_steps` must be an integer"),
+        ({"every": 0}, ValueError, "`every` must be an integer, at least 1"),
+        ({"every": 3}, ValueError, "`every` must divide `num_steps`, got every=3 and num_steps=4"),
+        ({"batches": jnp.ones(4)}, TypeError, r"`batches` must be a tuple.*\(batch,\)"),
+        ({"batches": (jnp.ones(3),)}, ValueError, r"batches\[0\] must have leading axis num_steps=4, got shape \(3,\)"),
+        ({"observe": "loss"}, TypeError, "`observe` must be callable"),
+    ],
+)
+def test_bad_input_of_descend(changes, error, message):
+    with pytest.raises(error, match=message):
+        ir.descend(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": None}, TypeError, "`method` must be callable"),
+        ({"loss_fn": None}, TypeError, "`loss_fn` must be callable"),
+        ({"num_steps": 0}, ValueError, "`num_steps` must be an integer, at least 1"),
+        ({"num_steps": 2.0}, TypeError, "`num_steps` must be an integer"),
+    ],
+)
+def test_bad_input_of_update_map(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ir.update_map(**{"method": optax.sgd, "loss_fn": loss, **arguments})
+
+
+def test_update_map_judges_its_arguments_when_called():
+    phi = ir.update_map(optax.sgd, loss)
+    with pytest.raises(ValueError, match="`h` must be a finite real number, got nan"):
+        phi(float("nan"), PARAMS)
+    with pytest.raises(ValueError, match="at least one leaf"):
+        phi(0.1, {})
