@@ -140,7 +140,7 @@ def trajectories_figure(record: Record) -> Figure:
             color, window = method_color(run["name"]), zoom_window(run)
             trajectories(run, paths["grid"], whole)
             whole.set_title(plain(titles.get(run["name"], run["name"])), color=color, fontweight="bold", fontsize=9)
-            whole.set_xlabel(f"h = {run['h']:g}" if run.get("h") is not None else "")
+            whole.set_xlabel("a" + (f"   (h = {run['h']:g})" if run.get("h") is not None else ""))
             if window is None:
                 close.set_visible(False)
                 continue
