@@ -321,16 +321,14 @@ def check_fraction(function: str, argument: str, value: Any) -> None:
 def check_loss_output(function: str, value: Any, *, ndim: int, cure: str) -> None:
     """What a loss returned: a real floating scalar (`ndim` 0) or a vector of them; a TypeError as JAX's own."""
     wanted = "a real floating scalar" if ndim == 0 else "a vector of real floating losses, one for each example"
-    try:
+    if isinstance(value, jax.Array | np.ndarray | np.generic | float):
         shape, dtype = jnp.shape(value), jax.dtypes.result_type(value)
-        fits = not isinstance(value, tuple | list) and len(shape) == ndim and jnp.issubdtype(dtype, jnp.floating)
+        if len(shape) == ndim and jnp.issubdtype(dtype, jnp.floating):
+            return
         got = f"shape {shape} and dtype {dtype}"
-    except (TypeError, ValueError):
-        fits, got = False, f"{type(value).__name__}"
-    if isinstance(value, tuple | list):
-        got = f"a {type(value).__name__} of {len(value)}"
-    if not fits:
-        raise TypeError(f"{function}: loss_fn must return {wanted}, got {got}{cure}")
+    else:
+        got = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+    raise TypeError(f"{function}: loss_fn must return {wanted}, got {got}{cure}")
 
 
 def check_pair(function: str, value: Any) -> None:

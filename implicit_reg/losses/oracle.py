@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import optax
@@ -11,10 +11,13 @@ import optax
 from implicit_reg import _checks
 from implicit_reg._types import Loss
 
+if TYPE_CHECKING:
+    Transformation: TypeAlias = optax.GradientTransformation
+else:
+    Transformation: TypeAlias = object
 
-def value_and_direction(
-    transformation: optax.GradientTransformation, loss_fn: Loss, *, has_aux: bool = False
-) -> Callable:
+
+def value_and_direction(transformation: Transformation, loss_fn: Loss, *, has_aux: bool = False) -> Callable:
     """What `jax.value_and_grad` would return if a method were the gradient of a loss.
 
         d = transformation.update(grad L(x), transformation.init(x), x, value=L(x), grad=grad L(x), value_fn=L)
