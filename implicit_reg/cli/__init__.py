@@ -6,11 +6,13 @@ the environment can still be set.
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,32 +21,46 @@ from implicit_reg.cli.compare import Compare
 from implicit_reg.cli.train import Train
 from implicit_reg.cli.verify import Verify
 
-Command = (
-    Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
-    | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
-    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
-)
+COMMANDS = {
+    "verify": (Verify, "Show that each method follows its modified equation, with measured orders."),
+    "train": (Train, "Train a model on real data with any method of the table."),
+    "compare": (Compare, "Compare methods on equal terms: same seeds, same gradient budget."),
+}
 
+# tyro keeps a line to itself where it does not begin with a letter.
 DESCRIPTION = """What a finite step size, a penalty, a backstitch or a flood level does to training.
 
-implicit-reg verify                        every prediction against its iterates, with measured orders
-implicit-reg train --data digits           train on real data with any method of the table
-implicit-reg compare --methods gd sam      several methods, several seeds, equal gradient budget
+For example:
+$ implicit-reg verify
+$ implicit-reg train --data digits --method backstitch
+$ implicit-reg compare --methods gd sam
 
-Add --help to a command for its flags and examples.
+Add --help to a command for its flags and more examples.
 """
+
+
+def _command_type(arguments: Sequence[str]) -> Any:
+    """The union of all commands; each describes itself in full in its own help, and in one line among the others."""
+    chosen = arguments and arguments[0] in COMMANDS
+    return functools.reduce(
+        operator.or_,
+        (
+            Annotated[cls, tyro.conf.subcommand(name, prefix_name=False, description=None if chosen else line)]
+            for name, (cls, line) in COMMANDS.items()
+        ),
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code (`_common` lists them)."""
     try:
         command = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            _command_type(arguments),
             prog="implicit-reg",
             description=DESCRIPTION,
             args=list(arguments) or ["--help"],
             registry=_common.strict_numbers(),
-            config=(tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)[1:],
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _common.EXIT_USAGE

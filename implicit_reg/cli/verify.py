@@ -18,15 +18,11 @@ class Verify(_common.Options):
     For every method and loss: the update against its published formula, the second coefficient of the modified equation
     against the published correction, and the error of one, two and three terms against the orders 1, 2 and 3.
 
-    Examples:
-
-      implicit-reg verify
-
-      implicit-reg verify --only gd backstitch --json
-
-      implicit-reg verify --only gd --problem nonquadratic my_losses:rosenbrock
-
-      implicit-reg verify --method my_optimizers:my_method
+    For example:
+    $ implicit-reg verify
+    $ implicit-reg verify --only gd backstitch --json
+    $ implicit-reg verify --only gd --problem nonquadratic my_losses:rosenbrock
+    $ implicit-reg verify --method my_optimizers:my_method
     """
 
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
@@ -49,7 +45,7 @@ class Verify(_common.Options):
         record = {
             "format": "implicit_reg.verify",
             "version": 1,
-            "config": _common.configuration(self),
+            "config": _common.configuration(self) | {"seed": 0, "dtype": "float64"},
             "environment": dict(_common.environment()),
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
@@ -91,9 +87,9 @@ class Verify(_common.Options):
                 bar.update()
 
             checks = [predictions.check_orders(row, losses, settings, report=report) for row in rows]
-            report("trajectories on the factorization")
+            report("trajectories on the two-parameter loss")
             with jax.enable_x64(True):
-                factorization = problems.load_problem("factorization", dtype="float64")
+                factorization = problems.load_problem("factorization-stiff", dtype="float64")
             pictures = predictions.two_parameter_trajectories(rows, factorization)
         verdict = predictions.worst(check["verdict"] for check in checks)
         return {"verdict": verdict, "checks": checks, "trajectories": pictures}

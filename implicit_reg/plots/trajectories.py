@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from implicit_reg.plots.style import (
@@ -93,12 +95,12 @@ def zoom_window(run: Record) -> Window | None:
     if not iterates or not flow:
         return None
     # Distance to the nearest point of the path, not to the point of equal time: what the eye sees as separate.
-    near = [(math.dist(x, y), x, y) for x in iterates for y in [min(flow, key=lambda y: math.dist(x, y))]]
+    near = [(math.dist(x, y), x, y) for x in iterates for y in [_nearest(x, flow)]]
     widest = max(distance for distance, *_ in near)
     if not (0 < widest < math.inf):
         return None
     # Where the gap lasts, the later place is the better one: steps are small there, so that many iterates are seen.
-    distance, x, y = [row for row in near if row[0] >= 0.6 * widest][-1]
+    distance, x, y = [row for row in near if row[0] >= 0.4 * widest][-1]
     middle = [(u + v) / 2 for u, v in zip(x, y, strict=True)]
     points = [p for path in (iterates, flow, run.get("modified_flow") or []) for p in path]
     shown = [p for p in points if math.dist(p, middle) <= 2 * distance]
@@ -108,6 +110,17 @@ def zoom_window(run: Record) -> Window | None:
         ((low + high) / 2 - half, (low + high) / 2 + half) for low, high in zip(lows, highs, strict=True)
     )
     return (a0, a1), (b0, b1)
+
+
+def _nearest(point: Sequence[Real], path: Sequence[Sequence[Real]]) -> tuple[Real, ...]:
+    """The point of a polyline that lies nearest."""
+    x, y = point
+    found = [tuple(path[0])]
+    for (a, b), (c, d) in itertools.pairwise(path):
+        length = (c - a) ** 2 + (d - b) ** 2
+        along = min(1.0, max(0.0, ((x - a) * (c - a) + (y - b) * (d - b)) / length)) if length else 0.0
+        found.append((a + along * (c - a), b + along * (d - b)))
+    return min(found, key=lambda p: math.dist(point, p))
 
 
 def trajectories_figure(record: Record) -> Figure:

@@ -275,12 +275,12 @@ def _iterates(row: Row, problem: Problem, h: float, settings: OrderCheck) -> Tra
 
 
 def _errors(iterates: Trajectory, flow: Trajectory) -> tuple[float, float]:
-    """The error after one step, and the largest at the fixed times."""
+    """The error after one step, and the largest at the fixed times; neither says anything where the run diverges."""
     error = discrepancy(iterates, flow).error
-    return error[0], np.max(error[1:])
+    return (error[0], np.max(error[1:])) if np.all(np.isfinite(error)) else (np.nan, np.nan)
 
 
-def judge(step_sizes: Sequence[float], error, mutant_error, expected: int, floor: float) -> dict:
+def judge(step_sizes: Sequence[float] | np.ndarray, error, mutant_error, expected: int, floor: float) -> dict:
     """The order of `error` on the finest pair, and whether it can be told from another one.
 
     Args:
@@ -297,7 +297,7 @@ def judge(step_sizes: Sequence[float], error, mutant_error, expected: int, floor
     slopes = observed_order(step_sizes, error)
     measured, mutant = slopes[-1], observed_order(step_sizes, mutant_error)[-1]
     off = abs(measured - expected)
-    if not np.all(np.isfinite(error)):
+    if not np.all(np.isfinite(error[-2:])):
         verdict, reason = UNMEASURED, "the run or the flow diverged"
     elif not min(error[-2:]) > FLOOR_MARGIN * floor:
         verdict, reason = UNMEASURED, f"the error {min(error[-2:]):.1e} is too near to the floor {floor:.1e}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import optax
+from collections.abc import Mapping
 
 from implicit_reg import _checks, methods
+from implicit_reg._types import Method
 from implicit_reg.predictions.orders import Row
 
 # A network on real data, and the loss on which the pictures can be looked at.
@@ -30,7 +28,7 @@ def find(name: str) -> Row:
     return ROWS[name]
 
 
-def own_method(name: str, method: Callable[[Any], optax.GradientTransformation]) -> Row:
+def own_method(name: str, method: Method) -> Row:
     """A row for a user's own method `h -> transformation`: no formula was published, so its orders alone are judged."""
     _checks.check_callable("own_method", "method", method, "h -> optax.GradientTransformation")
     return Row(

@@ -13,9 +13,9 @@ from implicit_reg.predictions.orders import Row
 from implicit_reg.problems import Problem
 
 # Large enough that the eye sees the three curves part, small enough that the second term explains the parting.
-STEP_SIZE = 0.08
-TIME = 0.96
-NUM_POINTS = 49
+STEP_SIZE = 0.0125
+TIME = 0.8
+NUM_POINTS = 81
 
 
 def two_parameter_trajectories(rows: Sequence[Row], problem: Problem, *, num_grid: int = 81) -> dict:
