@@ -171,3 +171,10 @@ def test_bad_arguments(build, error, match):
 def test_facts_cannot_be_changed():
     with pytest.raises(TypeError, match="does not support item assignment"):
         problems.factorization().facts["minimum_value"] = 1.0
+
+
+def test_the_seed_moves_what_is_random():
+    for name, random in (("digits-tanh", True), ("tanh-network", True), ("quadratic", True), ("factorization", False)):
+        first, again, other = (jax.tree.leaves(problems.load_problem(name, seed=s).params) for s in (1, 1, 2))
+        assert all(jnp.array_equal(x, y) for x, y in zip(first, again, strict=True))
+        assert random != all(jnp.array_equal(x, y) for x, y in zip(first, other, strict=True))

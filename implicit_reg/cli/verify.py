@@ -35,6 +35,8 @@ class Verify(_common.Options):
     """Step sizes, decreasing; each must divide a fifth of the time. Orders are read from the last two."""
     time: float = 0.5
     """The fixed time, in units of the step, at which errors are compared."""
+    seed: int = 0
+    """Of what is random in a loss: the split of the data and the start."""
 
     def run(self) -> int:
         """Checks, prints, writes; the exit code is the verdict."""
@@ -45,7 +47,7 @@ class Verify(_common.Options):
         record = {
             "format": "implicit_reg.verify",
             "version": 1,
-            "config": _common.configuration(self) | {"seed": 0, "dtype": "float64"},
+            "config": _common.configuration(self) | {"dtype": "float64"},
             "environment": dict(_common.environment()),
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
@@ -69,7 +71,7 @@ class Verify(_common.Options):
             rows = [predictions.own_method(self.method, problems.load_attribute("verify", "--method", self.method))]
         with jax.enable_x64(True):
             losses = [
-                problems.load_problem(name, dtype="float64")
+                problems.load_problem(name, seed=self.seed, dtype="float64")
                 for name in dict.fromkeys(self.problem or predictions.DEFAULT_LOSSES)
             ]
         return rows, losses, settings

@@ -6,28 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 from implicit_reg import _checks
+from implicit_reg._types import Integer
 from implicit_reg.problems.named import STIFF_START, factorization, nonquadratic, quadratic
 from implicit_reg.problems.networks import digits_tanh, tanh_network
 from implicit_reg.problems.plugins import load_attribute
 from implicit_reg.problems.problem import Problem
 
-# Each is called with `dtype=` alone; what else a problem can be asked for, its own function says.
+# Each is called with `seed=` and `dtype=`; what else a problem can be asked for, its own function says.
 PROBLEMS: dict[str, Callable[..., Problem]] = {
-    "factorization": factorization,
-    "factorization-stiff": lambda **options: factorization(start=STIFF_START, **options),
-    "nonquadratic": nonquadratic,
+    "factorization": lambda seed, **options: factorization(**options),
+    "factorization-stiff": lambda seed, **options: factorization(start=STIFF_START, **options),
+    "nonquadratic": lambda seed, **options: nonquadratic(**options),
     "quadratic": quadratic,
     "tanh-network": tanh_network,
     "digits-tanh": digits_tanh,
 }
 
 
-def load_problem(name: str, *, dtype: Any = None) -> Problem:
+def load_problem(name: str, *, seed: Integer = 0, dtype: Any = None) -> Problem:
     """The problem with this name, or a user's own.
 
     Args:
       name: a key of `PROBLEMS`, or "module:attribute" where the attribute is a `Problem`, or a function of the
         keyword `dtype` that returns one.
+      seed: of what is random in it (data, split, start); a user's own problem has its own.
       dtype: of the parameters; `None` is JAX's default. A ready-made `Problem` keeps its own.
 
     Returns:
@@ -41,8 +43,9 @@ def load_problem(name: str, *, dtype: Any = None) -> Problem:
       >>> load_problem("factorization").description
       '(y - a b x)^2 / 2: a hyperbola of minima.'
     """
+    _checks.check_seed("load_problem", "seed", seed)
     if name in PROBLEMS:
-        return PROBLEMS[name](dtype=dtype)
+        return PROBLEMS[name](seed=seed, dtype=dtype)
     if ":" not in str(name):
         raise _checks.unknown_name("load_problem", "problem", name, [*PROBLEMS, "module:attribute"])
     value = load_attribute("load_problem", "problem", name)
