@@ -74,6 +74,9 @@ class Verify(_common.Options):
                 problems.load_problem(name, seed=self.seed, dtype="float64")
                 for name in dict.fromkeys(self.problem or predictions.DEFAULT_LOSSES)
             ]
+        for row in rows:
+            for loss in losses:
+                predictions.check_applicable(row, loss)
         return rows, losses, settings
 
     def _measure(self, rows, losses, settings) -> dict[str, Any]:

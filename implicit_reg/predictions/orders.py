@@ -148,6 +148,17 @@ def check_orders(
     }
 
 
+def check_applicable(row: Row, problem: Problem) -> None:
+    """Whether the row's method can step on the loss at all, found out by tracing alone.
+
+    Raises:
+      TypeError, ValueError: it cannot; a memory such as momentum included, for which no modified equation in the
+        parameters alone exists.
+    """
+    with jax.enable_x64(True):
+        jax.eval_shape(update_map(row.method, problem.loss_fn, num_steps=row.num_steps), STEP_SIZES[0], problem.params)
+
+
 def worst(verdicts) -> str:
     """What many verdicts come to: one failure fails, and what could not be measured never becomes a pass."""
     verdicts = list(verdicts)
