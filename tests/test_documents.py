@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from implicit_reg import methods
+from implicit_reg import cli, methods, predictions
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "implicit_reg").rglob("*.py"))
@@ -43,7 +43,42 @@ def test_ruff_is_content(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_lists_every_method():
+def table_row(row: methods.Method) -> str:
+    hyperparameters = ", ".join(f"`{name}={value}`" for name, value in row.hyperparameters.items()) or "none"
+    follows = row.modified_loss.replace("|", "&#124;")
+    cost = row.gradients_per_step(**row.hyperparameters)
+    return f"| `{row.name}` | {row.title} | {hyperparameters} | {follows} | {cost:g} | [{row.source}] |"
+
+
+@pytest.mark.parametrize("row", methods.METHODS.values(), ids=lambda row: row.name)
+def test_the_readme_has_the_table_of_methods(row):
+    assert table_row(row) in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_help_names_every_prediction():
+    help_text = (ROOT / "implicit_reg" / "cli" / "verify.py").read_text()
+    assert f"Check these predictions only: {', '.join(predictions.ROWS)}." in help_text
+
+
+def test_the_readme_shows_the_commands_that_exist():
     readme = (ROOT / "README.md").read_text()
-    for row in methods.METHODS.values():
-        assert f"`{row.name}`" in readme
+    assert set(re.findall(r"^implicit-reg (\w+)", readme, re.MULTILINE)) == set(cli.COMMANDS)
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize("name", TRACKED)
+def test_nothing_names_a_place_that_is_not_everybodys(name):
+    """No package index, no folder of one machine."""
+    path = ROOT / name
+    if path.suffix in {".png", ".lock"} or not path.is_file():
+        return
+    found = re.findall(r"index-url|extra-index|find-links|/root/|/home/\w+/|/work/\w+", path.read_text())
+    assert not found or path.name == pathlib.Path(__file__).name, f"{name}: {found}"

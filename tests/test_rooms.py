@@ -25,7 +25,7 @@ THIRD_PARTIES = {  # beyond the standard library and EVERYWHERE
     "transforms": {"flax"},
     "losses": {"flax"},
     "flows": {"diffrax"},
-    "training": {"flax", "sklearn", "orbax", "tqdm"},
+    "training": {"flax", "sklearn", "orbax", "tqdm", "scipy"},
     "compare": {"scipy"},
     "predictions": {"scipy"},
     "plots": {"matplotlib"},
