@@ -182,9 +182,9 @@ def compete(
       on_epoch: called after each epoch of each group.
 
     Returns:
-      A record of plain numbers: `name`, `title`, `candidates` (learning rate, hyper, steps, mean validation loss and score,
-      diverged seeds), `chosen` (its index), `steps`, `gradients`, `flooded_fraction`, `diverged` per seed, `seeds`:
-      a list of `{"seed", "best": {...}, "last": {...}, "diverged"}` with test metrics and the epoch, and `curves`, mean
+      A record of plain numbers: `name`, `title`, `candidates` (learning rate, hyper, steps, mean validation loss and
+      score, diverged seeds), `chosen` (its index), `steps`, `gradients`, `flooded_fraction`, `diverged`, `seeds`: a
+      list of `{"seed", "best": {...}, "last": {...}, "diverged"}` with test metrics and the epoch, and `curves`, mean
       validation loss and score over the seeds against gradients spent.
 
     Example:

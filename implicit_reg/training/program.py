@@ -92,7 +92,8 @@ class Program:
     Args:
       build_model: `rngs -> flax.nnx module`, called inside jit.
       build_method: `(learning rate or schedule, hyper, noise key) -> transformation`, called inside jit.
-      shape: schedule with peak 1, by the step.
+      shape: schedule with peak 1, by the step; `None` is a constant rate, which optimizers get as a number, for some
+        of Optax's take no schedule.
       task: "classification" or "regression".
       num_examples: in the training part.
       batch_size: examples per step.
@@ -105,7 +106,7 @@ class Program:
       >>> program = Program(
       ...     build_model=lambda rngs: build_model("mlp", wine, widths=[4], rngs=rngs),
       ...     build_method=lambda learning_rate, hyper, key: optax.sgd(learning_rate),
-      ...     shape=optax.constant_schedule(1.0), task="classification", num_examples=106, batch_size=53)
+      ...     shape=None, task="classification", num_examples=106, batch_size=53)
       >>> arrays, knobs = to_arrays(wine, jnp.float32), Knobs(jnp.float32(0.1), {}, jnp.int32(2))
       >>> state = program.init(jax.random.key(0), knobs)
       >>> state, record = jax.jit(program.epoch)(state, arrays, knobs, program.order(state.key, state.epoch))
@@ -115,7 +116,7 @@ class Program:
 
     build_model: Callable[[nnx.Rngs], nnx.Module]
     build_method: Callable[[Any, Mapping[str, Any], Array], optax.GradientTransformation]
-    shape: optax.Schedule
+    shape: optax.Schedule | None
     task: str
     num_examples: int
     batch_size: int
@@ -137,9 +138,9 @@ class Program:
 
     def transformation(self, key: Array, knobs: Knobs) -> optax.GradientTransformationExtraArgs:
         """The method on its base optimizer, for numbers that may be traced."""
-        tx = self.build_method(
-            lambda step: knobs.learning_rate * self.shape(step), knobs.hyper, jax.random.fold_in(key, 3)
-        )
+        rate = knobs.learning_rate
+        schedule = rate if self.shape is None else lambda step: rate * self.shape(step)
+        tx = self.build_method(schedule, knobs.hyper, jax.random.fold_in(key, 3))
         return optax.with_extra_args_support(tx)
 
     def init(self, key: Array, knobs: Knobs) -> TrainState:
@@ -153,7 +154,7 @@ class Program:
         optimizer_state = self.transformation(key, knobs).init(params)
         return TrainState(key, zero, zero, jnp.asarray(True), params, stats, optimizer_state, best)
 
-    def order(self, key: Array, epoch: Array) -> Array:
+    def order(self, key: Array, epoch: Array | int) -> Array:
         """The examples of each step of an epoch, (steps, batch_size): a permutation without its incomplete end."""
         rows = jnp.arange(self.num_examples, dtype=jnp.int32)
         # Without shuffling the minibatches are still a random partition, drawn once: scikit-learn's splits are

@@ -58,6 +58,8 @@ class Run:
         for name in ("program", "arrays", "knobs"):
             getattr(self, name)
         self.check(s.learning_rate, self.hyper)
+        if self.program.shape is not None:
+            self._check_schedule()
         jax.eval_shape(self.program.init, jax.random.key(0), self.knobs)
 
     def check(self, learning_rate: Scalar, hyper: Mapping[str, Any]) -> None:
@@ -65,6 +67,23 @@ class Run:
         _checks.check_number("train", "learning_rate", learning_rate, low=0.0, exclusive=True)
         tx = self.method.build(self._base(jax.random.key(0)), learning_rate, **hyper)
         _checks.check_transformation("train", "method", tx)
+
+    def _check_schedule(self) -> None:
+        """Some of Optax's optimizers take a number alone, and say so late and in many ways."""
+        base = self._base(jax.random.key(0))
+
+        def one_step(x):
+            tx = optax.with_extra_args_support(base(lambda step: self.knobs.learning_rate * self.program.shape(step)))
+            loss_fn = lambda x: jnp.sum(x**2)  # noqa: E731
+            return tx.update(x, tx.init(x), x, value=loss_fn(x), grad=x, value_fn=loss_fn)[0]
+
+        try:
+            jax.eval_shape(one_step, jnp.ones((2, 2), self.dtype))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"train: optimizer {self.settings.optimizer} takes no learning-rate schedule; use schedule constant "
+                f"and warmup 0 ({error})"
+            ) from error
 
     @cached_property
     def method(self) -> Method:
@@ -133,13 +152,14 @@ class Run:
             dtype=self.dtype,
         )
         steps_per_epoch = len(data.x_train) // self.batch_size
-        shape = schedule_shape(s.schedule, self.num_steps, round(s.warmup * steps_per_epoch))
+        warmup_steps = round(s.warmup * steps_per_epoch)
+        shape = schedule_shape(s.schedule, self.num_steps, warmup_steps)
         return Program(
             build_model=lambda rngs: build(rngs=rngs),
             build_method=lambda learning_rate, hyper, key: self.method.build(
                 self._base(key), learning_rate, **{**self.hyper, **hyper}
             ),
-            shape=shape,
+            shape=None if s.schedule == "constant" and not warmup_steps else shape,
             task=data.task,
             num_examples=len(data.x_train),
             batch_size=self.batch_size,
