@@ -40,7 +40,9 @@ def backstitch(
     in Kaldi, where it acts in the second half-step only, weight decay inside the base acts in both, at each
     half-step's own
     parameters: `-alpha + (1 + alpha)`, once in the net to first order. A clip, too, belongs inside the base
-    (`backstitch(chain(clip, sgd))`): one before backstitch does not reach the second gradient.
+    (`backstitch(chain(clip, sgd))`): one before backstitch does not reach the second gradient. To accumulate gradients,
+    hand it the gradient and the loss of the whole batch at once: `optax.MultiSteps` around it would evaluate the second
+    gradient at every minibatch, and use that of the last one alone.
 
     Args:
       optimizer: the base optimizer, with its learning rate in it.

@@ -63,6 +63,12 @@ CASES = (
     Case("flooding-across", lambda h: optax.chain(tr.flooding(7.0), optax.sgd(h)), flooded_at_7, "value"),
     Case("interval", lambda h: tr.backstitch(optax.sgd(h), 1.0, interval=3, offset=1), stitched_at_1_of_3, "value_fn"),
 )
+
+
+def holds_its_optimizer(case):
+    return isinstance(case.at(H).init(make_params()), tr.BackstitchState)
+
+
 H = 0.05
 STEPS = 4  # enough for the interval and the sign to turn
 
