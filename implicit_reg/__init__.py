@@ -20,6 +20,7 @@ _HOME = {
     "sam": "transforms",
     "alternating": "transforms",
     "fill_masked": "transforms",
+    "nnx_value_fn": "transforms",
     "update_map": "descent",
     "descend": "descent",
     "Trajectory": "trajectory",

@@ -43,3 +43,12 @@ def real_dtype(tree: PyTree) -> np.dtype:
 def all_finite(tree: PyTree) -> Array:
     """Whether every entry of every leaf is finite, as one boolean."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], dtype=bool))
+
+
+def wide(*dtypes: np.dtype) -> np.dtype:
+    """The widest real precision among the inexact dtypes and float32.
+
+    `jnp.promote_types` says the same, but refuses under `jax_numpy_dtype_promotion="strict"`.
+    """
+    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return max((jnp.finfo(dtype).dtype for dtype in (jnp.float32, *inexact)), key=lambda dtype: jnp.finfo(dtype).bits)

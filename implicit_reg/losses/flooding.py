@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from implicit_reg import _checks
+from implicit_reg import _checks, _tree
 from implicit_reg._types import Loss, Scalar
 
 
@@ -20,7 +20,7 @@ def flood_sign(value: Float[Array, "*n"], level: Float[Array, "*m"]) -> Float[Ar
     The difference itself is not formed: a compiler may fuse it with the product that made `value` and then finds a
     sign where the rounded numbers are equal, and it flushes a subnormal difference to zero.
     """
-    dtype = jnp.promote_types(value.dtype, jnp.float32)
+    dtype = _tree.wide(value.dtype)
     value, level = value.astype(dtype), jnp.asarray(level).astype(dtype)
     ordered = jnp.where(value > level, 1.0, jnp.where(value < level, -1.0, 0.0))
     return jnp.where(jnp.isnan(value) | jnp.isnan(level), jnp.nan, ordered).astype(dtype)
@@ -69,7 +69,7 @@ def check_flooded_loss(function: str, value: Any, level: Any, *, per_example: bo
     value = jnp.asarray(value)
     if level is None:
         return value, None
-    level = jnp.asarray(level, jnp.promote_types(value.dtype, jnp.float32))
+    level = jnp.asarray(level, _tree.wide(value.dtype))
     if level.shape not in ((), value.shape):
         raise ValueError(
             f"{function}: `level` has shape {level.shape} but loss_fn returned {value.shape}; it must be a scalar or "

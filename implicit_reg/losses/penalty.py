@@ -158,13 +158,8 @@ def _check(function: str, loss_fn: Any, strength: Any, mask: Any, has_aux: Any, 
     _checks.check_number(function, "strength", strength)
     _checks.check_flag(function, "has_aux", has_aux)
     _checks.check_callable(function, "value_and_grad", value_and_grad, "as jax.value_and_grad")
-    if mask is not None and not _is_function(mask):
+    if mask is not None and not _checks.is_function(mask):
         _checks.check_mask(function, "mask", mask, mask)
-
-
-def _is_function(mask: Any) -> bool:
-    """A function that makes a mask, and not a module of bools that happens to have a `__call__`."""
-    return callable(mask) and jax.tree_util.all_leaves([mask])
 
 
 def _off(strength: Any) -> bool:
@@ -178,7 +173,7 @@ def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, cut, p
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(pure.parameters)]
     chosen = [True] * len(paths)
     if mask is not None:
-        tree = mask(pure.parameters) if _is_function(mask) else mask
+        tree = mask(pure.parameters) if _checks.is_function(mask) else mask
         chosen = _checks.check_path_mask(function, "mask", tree, paths, pure.paths)
     dtype = jnp.result_type(jnp.float32, pure.dtype, *(jnp.finfo(pure.inputs[i].dtype).dtype for i in pure.own))
     penalized = PenalizedLoss(function, pure, chosen, not _off(strength), cut)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from implicit_reg import _checks
+from implicit_reg import _checks, _tree
 from implicit_reg._types import Loss, Scalar
 from implicit_reg.losses.flooding import check_flooded_loss
 
@@ -141,7 +141,7 @@ def adaptive_level(
     _checks.check_number(function, "alpha", alpha)
     _checks.check_number(function, "beta", beta)
     losses = jnp.asarray(auxiliary_losses)
-    dtype = jnp.promote_types(losses.dtype, jnp.float32)
+    dtype = _tree.wide(losses.dtype)
     gamma, alpha, beta = (jnp.asarray(x, dtype) for x in (gamma, alpha, beta))
     # In logarithms: exp(-a) underflows in float32 beyond a = 87, and gamma = 0 must give alpha a + beta.
     kept = jnp.log1p(-gamma) - (alpha * losses.astype(dtype) + beta)

@@ -106,22 +106,13 @@ def is_zero(value: Scalar) -> bool:
     return _checks.is_concrete(value) and value == 0
 
 
-def wide(*dtypes: np.dtype) -> np.dtype:
-    """The widest real precision among the inexact dtypes and float32.
-
-    `jnp.promote_types` says the same, but refuses under `jax_numpy_dtype_promotion="strict"`.
-    """
-    inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
-    return max((jnp.finfo(dtype).dtype for dtype in (jnp.float32, *inexact)), key=lambda dtype: jnp.finfo(dtype).bits)
-
-
 def unit(tree: PyTree) -> PyTree:
     """`tree / ||tree||`, or zero for the zero tree, in float32 or wider.
 
     Divides by the largest entry first, so that squares neither overflow nor vanish; that entry cancels, and so its
     derivative is left out. Derivatives of every order are finite at the zero tree, and exact away from it.
     """
-    real = wide(*(jnp.asarray(x).dtype for x in jax.tree.leaves(tree)))
+    real = _tree.wide(*(jnp.asarray(x).dtype for x in jax.tree.leaves(tree)))
     paired = {np.dtype(np.float32): np.complex64, np.dtype(np.float64): np.complex128}[real]
     wider = jax.tree.map(lambda x: jnp.asarray(x).astype(paired if jnp.iscomplexobj(x) else real), tree)
     entries = [jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0) for x in jax.tree.leaves(wider)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from implicit_reg import _checks
+from implicit_reg import _checks, _tree
 from implicit_reg._types import Scalar
 from implicit_reg.transforms import _inputs
 
@@ -50,7 +50,7 @@ def alternating(descent: Scalar | optax.Schedule, ascent: Scalar | optax.Schedul
     def schedule(count):
         down, up = (_inputs.number(rate(count) if callable(rate) else rate) for rate in (descent, ascent))
         if isinstance(down, jax.Array) and isinstance(up, jax.Array):
-            dtype = _inputs.wide(down.dtype, up.dtype)
+            dtype = _tree.wide(down.dtype, up.dtype)
             down, up = down.astype(dtype), up.astype(dtype)
         return jnp.where(jnp.asarray(count) % 2 == 0, down, -up)
 

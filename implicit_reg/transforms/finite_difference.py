@@ -87,5 +87,5 @@ def add_finite_difference_penalty(strength: Scalar, displacement: Scalar) -> opt
 def _ratio(a: Scalar, b: Scalar) -> Scalar:
     """`a / b` for Python and JAX scalars of any dtypes, in float32 or wider."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-    dtype = _inputs.wide(a.dtype, b.dtype)
+    dtype = _tree.wide(a.dtype, b.dtype)
     return a.astype(dtype) / b.astype(dtype)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int32
 
 from implicit_reg import _checks
 from implicit_reg._types import Params, Scalar
+from implicit_reg.losses.flooding import flood_sign
 from implicit_reg.transforms import _inputs
 
 
@@ -80,8 +81,7 @@ def flooding(level: Scalar | optax.Schedule | None) -> optax.GradientTransformat
         target = level(state.steps) if callable(level) else level
         _checks.check_number("flooding", "level", target)
 
-        dtype = _inputs.wide(jnp.asarray(value).dtype)
-        sign = jnp.sign(jnp.asarray(value).astype(dtype) - jnp.asarray(target).astype(dtype))
+        sign = flood_sign(jnp.asarray(value), jnp.asarray(target))
 
         def leaf(u):
             u = jnp.asarray(u)

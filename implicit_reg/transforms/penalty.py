@@ -66,7 +66,7 @@ def add_gradient_penalty(
     """
     _checks.check_number(_NAME, "strength", strength, why=_SCHEDULE if callable(strength) else "")
     strength = _inputs.number(strength)
-    if mask is not None and not callable(mask):
+    if mask is not None and not _checks.is_function(mask):
         _checks.check_mask(_NAME, "mask", mask, mask)
 
     def init(params: Params) -> optax.EmptyState:
@@ -81,7 +81,7 @@ def add_gradient_penalty(
         _inputs.check_value_fn(_NAME, params, value_fn)
         tangent = _inputs.direction(_NAME, updates, grad)
         if mask is not None:
-            chosen = mask(params) if callable(mask) else mask
+            chosen = mask(params) if _checks.is_function(mask) else mask
             _checks.check_mask(_NAME, "mask", chosen, params)
             tangent = jax.tree.map(lambda m, t: t if m else jax.tree.map(jnp.zeros_like, t), chosen, tangent)
         if _inputs.is_zero(strength):
