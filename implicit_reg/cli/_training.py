@@ -112,7 +112,7 @@ def read_settings(folder: pathlib.Path, what: str) -> tuple[Settings, Mapping[st
         same = isinstance(value, list if isinstance(wanted, tuple) else type(wanted)) or wanted is None
         if not (number or same):
             raise _common.UsageError(f"{folder / 'config.json'} is damaged: {name} is {value!r}")
-    return Settings(**saved), record.get("environment", {})
+    return Settings.from_json(saved), record.get("environment", {})
 
 
 def differences(options: Settings, saved: Settings) -> list[str]:

@@ -25,12 +25,9 @@ class Compare(Settings, _common.Options):
     test data are looked at for that one alone. Differences to the baseline are paired by seed.
 
     For example:
-
-      implicit-reg compare --methods gd sam backstitch --seeds 5
-
-      implicit-reg compare --methods gd flooding --grid flooding.level=0.05,0.1,0.2 --label-noise 0.1
-
-      implicit-reg compare --data wine --learning-rates 0.1 0.3 --epochs 60 --json
+    $ implicit-reg compare --methods gd sam backstitch --seeds 5
+    $ implicit-reg compare --methods gd flooding --grid flooding.level=0.05,0.1,0.2 --label-noise 0.1
+    $ implicit-reg compare --data wine --learning-rates 0.1 0.3 --epochs 60 --json
     """
 
     # What the grid decides is no flag here.
@@ -137,7 +134,8 @@ class Compare(Settings, _common.Options):
         console = _common.console()
         title = f"{self.data}, {self.model}: test data at the best validation epoch, mean and standard error of "
         title += f"{self.seeds} seeds, {record['budget_gradients']:g} gradients each"
-        table = Table(title=title, title_justify="left")
+        console.print(title, soft_wrap=True)
+        table = Table()
         table.add_column("method", no_wrap=True)
         table.add_column("steps", justify="right")
         metrics = list(record["methods"][0]["summary"]["best"]) if record["methods"] else []

@@ -26,16 +26,11 @@ class Train(Settings, _common.Options):
     validation epoch. Ctrl-C finishes the epoch in hand and saves; --resume goes on from there, bit for bit.
 
     For example:
-
-      implicit-reg train --data digits --method backstitch --hyper alpha=0.3
-
-      implicit-reg train --method flooding --hyper level=0.1 --label-noise 0.1 --optimizer adam --learning-rate 0.003
-
-      implicit-reg train --model conv --batch-norm --dropout 0.2 --optimizer-args momentum=0.9 --learning-rate 0.05
-
-      implicit-reg train --data diabetes --schedule cosine --warmup 2 --weight-decay 0.01 --epochs 60
-
-      implicit-reg train --resume runs/train-20260101-120000
+    $ implicit-reg train --data digits --method backstitch --hyper alpha=0.3
+    $ implicit-reg train --method flooding --hyper level=0.1 --label-noise 0.1 --optimizer adam --learning-rate 0.003
+    $ implicit-reg train --model conv --batch-norm --dropout 0.2 --optimizer-args momentum=0.9 --learning-rate 0.05
+    $ implicit-reg train --data diabetes --schedule cosine --warmup 2 --weight-decay 0.01 --epochs 60
+    $ implicit-reg train --resume runs/train-20260101-120000
     """
 
     resume: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -148,9 +143,8 @@ class Train(Settings, _common.Options):
         config, console = record["config"], _common.console()
         hyper = " ".join(config["hyper"])
         words = f"{config['method']} {hyper}".strip()
-        table = Table(
-            title=f"{words} on {config['data']}, {config['model']}, {config['optimizer']}", title_justify="left"
-        )
+        console.print(f"{words} on {config['data']}, {config['model']}, {config['optimizer']}", soft_wrap=True)
+        table = Table()
         table.add_column("epoch")
         names = list(record["last"]["test"])
         for part in ("train", "validation", "test"):

@@ -78,6 +78,11 @@ class Settings:
         if self.widths is not None:
             object.__setattr__(self, "widths", tuple(self.widths))
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings that JSON holds, where a tuple is a list."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
 
 def as_pairs(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     """`name=value` words, from a mapping or as they are.
