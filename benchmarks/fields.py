@@ -198,13 +198,15 @@ def costs(
 
 def table(rows: Mapping[str, Mapping[str, Any]], steps: Sequence[float] = STEPS) -> str:
     """One row for each field."""
-    header = ["field, order", "CPU", "wall", "compile s", *(f"error at {s:g}" for s in steps), "order"]
+    header = ["field, order", "CPU", "wall", "FLOPs", "compile s", *(f"error at {s:g}" for s in steps), "order"]
     lines = []
     for name, row in rows.items():
         errors = [f"{e:.1e}" for e in row["errors"]] if row["errors"] else ["-"] * len(steps)
         costs = [measure.number(row.get(clock)) for clock in ("cpu", "wall")]
         compiled = measure.number(row["compile_seconds"], 1)
-        lines.append([name, *costs, compiled, *errors, measure.number(row["order"])])
+        # A loop's body is counted once, however often it runs: interpolation reads as one gradient.
+        flops = "-" if name.startswith("interpolated") else measure.number(row["flops"])
+        lines.append([name, *costs, flops, compiled, *errors, measure.number(row["order"])])
     return measure.markdown(header, lines)
 
 
