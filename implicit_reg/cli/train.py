@@ -144,17 +144,15 @@ class Train(Settings, _common.Options):
         hyper = " ".join(config["hyper"])
         words = f"{config['method']} {hyper}".strip()
         console.print(f"{words} on {config['data']}, {config['model']}, {config['optimizer']}", soft_wrap=True)
-        table = Table()
-        table.add_column("epoch")
-        names = list(record["last"]["test"])
-        for part in ("train", "validation", "test"):
+        table, names = Table(), list(record["last"]["test"])
+        whens = [when for when in ("last", "best") if record[when] is not None]
+        table.add_column("")
+        for when in whens:
             for name in names:
-                table.add_column(f"{part}\n{name.replace('_', ' ')}", justify="right")
-        for when in ("last", "best"):
-            if record[when] is None:
-                continue
-            cells = [_number(record[when][part][name]) for part in ("train", "validation", "test") for name in names]
-            table.add_row(f"{when} ({record[when]['epoch']})", *cells)
+                epoch = f"{when} epoch ({record[when]['epoch']})"
+                table.add_column(f"{epoch}\n{name.replace('_', ' ')}", justify="right", no_wrap=True)
+        for part in ("train", "validation", "test"):
+            table.add_row(part, *(_number(record[when][part][name]) for when in whens for name in names))
         console.print(table)
         facts = [f"{record['steps']} steps", f"{record['gradients']:g} gradients", f"{record['num_params']} parameters"]
         if record["flooded_fraction"] is not None:

@@ -249,16 +249,14 @@ def _train(
     """States with leading axes (candidate, seed), and one record of such arrays per epoch."""
     program = run.program
 
-    def epoch(state, data, knobs):
-        return program.epoch(state, data, knobs, program.order(state.key, state.epoch))
-
     # Seeds inside, candidates outside: the data have an axis for the seed alone and are not copied per candidate.
     init = jax.jit(jax.vmap(jax.vmap(program.init, in_axes=(0, None)), in_axes=(None, 0)))
-    step = jax.jit(jax.vmap(jax.vmap(epoch, in_axes=(0, 0, None)), in_axes=(0, None, 0)))
+    step = jax.jit(jax.vmap(jax.vmap(program.epoch, in_axes=(0, 0, None, 0)), in_axes=(0, None, 0, None)))
+    order = jax.vmap(program.order, in_axes=(0, None))
     state = init(keys, knobs)
     history = []
-    for _ in range(math.ceil(run.num_steps / program.steps_per_epoch)):
-        state, record = step(state, arrays, knobs)
+    for k in range(math.ceil(run.num_steps / program.steps_per_epoch)):
+        state, record = step(state, arrays, knobs, order(keys, jnp.int32(k)))
         history.append({name: np.asarray(value) for name, value in record.items()})
         if on_epoch is not None:
             on_epoch()

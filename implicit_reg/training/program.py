@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -156,12 +157,7 @@ class Program:
 
     def order(self, key: Array, epoch: Array | int) -> Array:
         """The examples of each step of an epoch, (steps, batch_size): a permutation without its incomplete end."""
-        rows = jnp.arange(self.num_examples, dtype=jnp.int32)
-        # Without shuffling the minibatches are still a random partition, drawn once: scikit-learn's splits are
-        # shuffled, but a user's own data may come sorted by class.
-        draw = jax.random.fold_in(jax.random.fold_in(key, 1), epoch if self.shuffle else 0)
-        rows = jax.random.permutation(draw, rows)
-        return rows[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
+        return _order(key, jnp.asarray(epoch, jnp.int32), self.num_examples, self.batch_size, self.shuffle)
 
     def outputs(self, params: PyTree, stats: PyTree, x: Array) -> Array:
         """The model at test time: running averages, no dropout."""
@@ -225,6 +221,17 @@ class Program:
             "finite": finite,
         }
         return new_state, record
+
+
+# A program of its own, whose sort is compiled once for all runs on data of one size.
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _order(key: Array, epoch: Array, num_examples: int, batch_size: int, shuffle: bool) -> Array:
+    # Without shuffling the minibatches are still a random partition, drawn once: scikit-learn's splits are shuffled,
+    # but a user's own data may come sorted by class.
+    draw = jax.random.fold_in(jax.random.fold_in(key, 1), epoch if shuffle else 0)
+    rows = jax.random.permutation(draw, jnp.arange(num_examples, dtype=jnp.int32))
+    steps = num_examples // batch_size
+    return rows[: steps * batch_size].reshape(steps, batch_size)
 
 
 def select(predicate: Array, a: PyTree, b: PyTree) -> PyTree:

@@ -177,11 +177,8 @@ class Run:
     def step_epoch(self) -> Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]:
         """One epoch, jitted; its data and numbers are arguments and not constants of the program."""
 
-        @jax.jit
-        def epoch(state, arrays, knobs):
-            return self.program.epoch(state, arrays, knobs, self.program.order(state.key, state.epoch))
-
-        return lambda state: epoch(state, self.arrays, self.knobs)
+        epoch = jax.jit(self.program.epoch)
+        return lambda state: epoch(state, self.arrays, self.knobs, self.program.order(state.key, state.epoch))
 
     @cached_property
     def evaluate(self) -> Callable[..., tuple[jax.Array, jax.Array]]:

@@ -39,7 +39,8 @@ class Settings:
     """Hyper-parameters of the method, as name=value: --hyper alpha=0.3 interval=2."""
 
     optimizer: str = "sgd"
-    """Base optimizer: any of Optax's with a learning rate (sgd, adam, adamw, rmsprop, ...), or module:attribute."""
+    """Base optimizer: any of Optax's with a learning rate (sgd, adam, adamw, rmsprop, ...), or module:attribute.
+    The evaluations of its own line search are not among the gradients that are counted."""
     optimizer_args: tuple[str, ...] = ()
     """Keywords of the base optimizer, as name=value: --optimizer-args momentum=0.9 nesterov=true."""
     learning_rate: float = 0.1
