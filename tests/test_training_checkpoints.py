@@ -156,6 +156,12 @@ except checkpoints.LockedError as error:
         pass
 
 
+def test_no_checkpoint_is_said(tmp_path):
+    for call in (lambda: checkpoints.load(tmp_path / "nowhere", {}), lambda: checkpoints.read_meta(tmp_path)):
+        with pytest.raises(CorruptResultError, match="holds no checkpoint"):
+            call()
+
+
 @pytest.fixture(scope="module")
 def everything():
     """A run that uses every kind of state: momenta, noise keys, dropout, averages, counters of backstitch."""

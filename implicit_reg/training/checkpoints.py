@@ -185,10 +185,12 @@ def load(folder: str | os.PathLike, template: Any) -> tuple[Any, dict[str, Any]]
       ConfigMismatchError: where tree, dtypes or shapes differ from the template's.
 
     Example:
-      >>> load("no such folder", {})
-      Traceback (most recent call last):
-        ...
-      implicit_reg._checks.CorruptResultError: no such folder holds no checkpoint
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = save(folder, 1, {"key": jax.random.key(3)}, {})
+      ...     tree, _ = load(folder, {"key": jax.random.key(0)})
+      >>> jax.random.key_data(tree["key"])
+      Array([0, 3], dtype=uint32)
     """
     found = checkpoints(folder)
     if not found:
@@ -232,10 +234,11 @@ def read_meta(folder: str | os.PathLike) -> dict[str, Any]:
       CorruptResultError: as `load`.
 
     Example:
-      >>> read_meta("no such folder")
-      Traceback (most recent call last):
-        ...
-      implicit_reg._checks.CorruptResultError: no such folder holds no checkpoint
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = save(folder, 1, {"x": jnp.ones(1)}, {"epochs": 1})
+      ...     read_meta(folder)
+      {'epochs': 1}
     """
     found = checkpoints(folder)
     if not found:
