@@ -108,6 +108,15 @@ def test_every_damage_is_seen_and_nothing_is_changed(tmp_path):
     assert seen >= 8  # the manifest in four ways, and the arrays at least as often
 
 
+def test_arrays_that_are_whole_but_not_these(tmp_path):
+    """Only our checksum sees the arrays of another checkpoint: orbax finds nothing wrong with them."""
+    one, two = (checkpoints.save(tmp_path / str(k), 1, {"x": jnp.full(3, float(k))}, {}) for k in (1, 2))
+    shutil.rmtree(one / "arrays")
+    shutil.copytree(two / "arrays", one / "arrays")
+    with pytest.raises(CorruptResultError, match="its checksums do not match"):
+        checkpoints.load(tmp_path / "1", {"x": jnp.zeros(3)})
+
+
 def test_foreign_and_newer_manifests(tmp_path):
     path = checkpoints.save(tmp_path, 1, {"x": jnp.ones(1)}, {})
     manifest = json.loads((path / "manifest.json").read_text())
