@@ -15,6 +15,7 @@ os.environ.update(
     JAX_EXPLICIT_X64_DTYPES="error",
     EQX_ON_ERROR="raise",
     MPLBACKEND="agg",
+    IMPLICIT_REG_QUICK="1",  # notebooks: fewer step sizes and curves
 )
 
 import hashlib
