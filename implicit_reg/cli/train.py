@@ -225,20 +225,25 @@ def _draw(folder: pathlib.Path, run: Any, record: Mapping[str, Any], history: li
     else:
         scale = run.data.target_scale**2
     loss = "cross_entropy" if run.data.task == "classification" else "mean_squared_error"
-    whens = (
-        ["last"] if record["best"] is None or record["best"]["epoch"] == record["last"]["epoch"] else ["last", "best"]
-    )
+    # Stars that stand close would write over each other; the table has both numbers.
+    one = record["best"] is None or record["last"]["epoch"] - record["best"]["epoch"] < 0.3 * record["last"]["epoch"]
+    whens = ["last"] if one else ["last", "best"]
     tests = [
         {"epoch": record[when]["epoch"], "loss": None if value is None else value / scale, "label": f"{when} epoch"}
         for when in whens
         for value in [record[when]["test"][loss]]
     ]
     level = run.hyper.get("level") if record["flooded_fraction"] is not None else None
-    note = f"{run.settings.data}, {run.settings.model}, {record['num_params']} parameters, seed {run.settings.seed}."
+    note = f"{run.settings.data}, {run.settings.model}, {record['num_params']} parameters, seed {run.settings.seed}"
     if run.data.task == "regression":
-        note += " Loss: mean squared error of the standardized target."
+        note += "; loss: mean squared error of the standardized target"
     title = f"{run.settings.method} {' '.join(run.settings.hyper)}".strip()
     figure = plots.training_figure(
-        curves, name=run.settings.method, title=title, level=level, tests=tests, note=f"{note} {record['note']}".strip()
+        curves,
+        name=run.settings.method,
+        title=title,
+        level=level,
+        tests=tests,
+        note="; ".join(filter(None, (note, record["note"]))),
     )
     _common.write_atomic(folder / "figures" / "curves.png", plots.to_png(figure))
