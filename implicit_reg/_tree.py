@@ -40,6 +40,16 @@ def real_dtype(tree: PyTree) -> np.dtype:
     return max((jnp.finfo(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)), key=lambda f: float(f.eps)).dtype
 
 
+def widest_dtype(tree: PyTree) -> np.dtype:
+    """The precision of numbers that act on all leaves: the widest real dtype among them, at least float32."""
+    return wide(*(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def like(tree: PyTree, reference: PyTree) -> PyTree:
+    """`tree` with the dtypes of `reference`."""
+    return jax.tree.map(lambda x, r: jnp.asarray(x).astype(jnp.result_type(r)), tree, reference)
+
+
 def all_finite(tree: PyTree) -> Array:
     """Whether every entry of every leaf is finite, as one boolean."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], dtype=bool))

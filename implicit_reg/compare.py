@@ -54,6 +54,11 @@ def discrepancy(a: Judged, b: Judged) -> Discrepancy:
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, Trajectory):
             raise TypeError(f"discrepancy: `{name}` must be a Trajectory, got {type(value).__name__}")
+        if np.ndim(value.t) != 1:
+            raise ValueError(
+                f"discrepancy: `{name}` must be one trajectory, got times of shape {np.shape(value.t)}; for several at "
+                f"once use jax.vmap(discrepancy)"
+            )
     _check_equal_times(a, b)
     _checks.check_floating("discrepancy", "a.params", a.params, allow_complex=True)
     _checks.check_same_tree("discrepancy", "a.params", a.params, "b.params", b.params)
@@ -87,7 +92,7 @@ def _check_equal_times(a: Trajectory, b: Trajectory) -> None:
     steps = [float(h) for h in (a.h, b.h) if h is not None] or [float(np.min(np.diff(ta), initial=1.0))]
     resolution = max(float(jnp.finfo(np.asarray(x.t).dtype).eps) for x in (a, b))
     for h in (a.h, b.h):
-        if isinstance(h, jax.Array):
+        if isinstance(h, jax.Array | np.floating):
             resolution = max(resolution, float(jnp.finfo(jnp.result_type(h, jnp.float16)).eps))
     bound = 1e-9 * min(steps) + 4 * resolution * np.abs(ta)
     if not np.all(np.abs(ta - tb) <= bound):
@@ -121,7 +126,10 @@ def observed_order(h: Any, error: Any) -> np.ndarray:
       >>> observed_order([0.4, 0.2, 0.1], [1.7, 0.41, 0.1]).round(2)
       array([2.05, 2.04])
     """
-    h, error = _checks.check_vector("observed_order", "h", h), np.asarray(error, np.float64)
+    h, error = (
+        _checks.check_vector("observed_order", "h", h),
+        _checks.check_real_array("observed_order", "error", error),
+    )
     if h.size < 2:
         raise ValueError(f"observed_order: `h` must hold at least two step sizes, got {h.size}")
     if not (np.all(np.isfinite(h)) and np.all(h > 0) and np.all(np.diff(h) < 0)):

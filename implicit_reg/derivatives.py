@@ -53,9 +53,9 @@ def step_coefficients(step: Callable[[jax.Array, Params], PyTree], params: Param
     Example:
       >>> import jax.numpy as jnp
       >>> step_coefficients(lambda h, x: x * jnp.exp(2 * h), jnp.array(1.0), 3)[2]   # 2^3/3!
-      Array(1.3333334, dtype=float32, weak_type=True)
+      Array(1.3333334, dtype=float32)
     """
-    zero = jnp.zeros((), _tree.real_dtype(params))
+    zero = jnp.zeros((), _tree.widest_dtype(params))
     one = jnp.ones_like(zero)
 
     def derivatives(n: int) -> Callable[[jax.Array], tuple[PyTree, ...]]:

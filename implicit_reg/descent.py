@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from implicit_reg import _checks, _tree
+from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Batches, Integer, Loss, Method, Observe, Params, Scalar
 from implicit_reg.trajectory import Trajectory, record_times
 
@@ -43,7 +43,12 @@ def _strong(params: Params) -> PyTree:
 
 
 def _check_loss(function: str, loss_fn: Loss, params: PyTree, batch: tuple) -> None:
-    _checks.check_loss_value(function, "loss_fn(params, *batch)", jax.eval_shape(loss_fn, params, *batch))
+    try:
+        value = jax.eval_shape(loss_fn, params, *batch)
+    except Exception as error:
+        error.add_note(f"{function} called loss_fn(params, *batch) with {len(batch)} batch arguments (`batches`).")
+        raise
+    _checks.check_loss_value(function, "loss_fn(params, *batch)", value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,7 @@ def update_map(method: Method, loss_fn: Loss, *, num_steps: Integer = 1) -> Upda
     _checks.check_callable("update_map", "method", method, "h -> optax.GradientTransformation")
     _checks.check_callable("update_map", "loss_fn", loss_fn, "loss_fn(params) -> scalar")
     _checks.check_integer("update_map", "num_steps", num_steps)
-    return UpdateMap(method, loss_fn, int(num_steps))
+    return UpdateMap(_callables.hashable(method), _callables.hashable(loss_fn), int(num_steps))
 
 
 def descend(
@@ -160,6 +165,9 @@ def descend(
         `loss_fn(params, *(leaf[n] ...))`. Index arrays with a loss that closes over the data avoid copies.
       observe: `params -> pytree of arrays`, traceable; called at the records only.
       every: the distance of two records in steps; divides `num_steps`.
+
+    Like `jax.jit`, it traces `method`, `loss_fn` and `observe` once and knows them by identity: what they close over
+    must not be changed afterwards. Pass what changes through `batches`, or make a new function.
 
     Returns:
       The trajectory at steps 0, every, 2 every, ..., `num_steps`, the start included, at times `t = n h`. A run that
@@ -188,11 +196,14 @@ def descend(
     batches = _checks.check_batches("descend", batches, num_steps)
     params = _strong(params)
     _check_loss("descend", loss_fn, params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
-    h = h if isinstance(h, jax.Array) else float(h)
     num_records = num_steps // every
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches)))
-    # Inside the caller's trace the loops have static lengths, so that reverse mode works; otherwise the distance of two
-    # records is an operand, so that one compilation serves all step sizes with equally many records.
+    method, loss_fn, observe = map(_callables.hashable, (method, loss_fn, observe))
+    # Where something is being differentiated or compiled the loops have static lengths, so that reverse mode works;
+    # elsewhere the distance of two records is an operand, so that one compilation serves all step sizes with equally
+    # many records. What the method and the loss close over counts too: the constants of their trace show it.
+    given, h = h, h if isinstance(h, jax.Array) else float(h)
+    closed = jax.make_jaxpr(lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches))().consts
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches, closed)))
     run = _run if traced else _jitted_run
     recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches)
     return Trajectory(
@@ -200,7 +211,7 @@ def descend(
         params=recorded,
         observed=observed,
         finite=jax.vmap(_tree.all_finite)(recorded),
-        h=h,
+        h=given,
     )
 
 
@@ -221,6 +232,8 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches):
         return carry, look(carry[0])
 
     start = (params, transformation.init(params))
+    if num_records == 0:
+        return jax.tree.map(lambda first: jnp.asarray(first)[None], look(params))
     _, after = jax.lax.scan(record, start, jnp.arange(num_records, dtype=jnp.int32))
     return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), look(params), after)
 

@@ -53,8 +53,8 @@ def test_times_may_differ_by_rounding():
     ir.discrepancy(trajectory(np.zeros(101), steps), trajectory(np.zeros(101), summed))
 
 
-def test_a_float32_step_size_has_its_own_rounding():
-    h = jnp.float32(0.1)
+@pytest.mark.parametrize("h", [jnp.float32(0.1), np.float32(0.1)])
+def test_a_float32_step_size_has_its_own_rounding(h):
     steps = ir.descend(optax.sgd, lambda x: x**2, jnp.array(1.0), h, 100, every=50)
     ir.discrepancy(steps, trajectory(np.zeros(3, np.float32), [0.0, 5.0, 10.0]))
 
@@ -78,6 +78,12 @@ def test_a_float32_step_size_has_its_own_rounding():
         (trajectory(np.ones(2)), trajectory(np.ones((2, 1))), ValueError, "they must be equal"),
         (trajectory({}), trajectory({}), ValueError, "at least one leaf"),
         (trajectory(np.ones(2, int)), trajectory(np.ones(2, int)), TypeError, "every leaf must be floating"),
+        (
+            ir.Trajectory(np.zeros((2, 2)), np.ones((2, 2)), None, None),
+            trajectory(np.ones(2)),
+            ValueError,
+            r"use jax.vmap\(discrepancy\)",
+        ),
         (np.ones(2), trajectory(np.ones(2)), TypeError, "`a` must be a Trajectory, got ndarray"),
     ],
 )
@@ -119,7 +125,10 @@ def test_an_error_that_says_nothing_gives_nan(bad):
         ([0.2, np.nan], [1.0, 2.0], ValueError, "positive and strictly decreasing"),
         ([0.2, 0.1], [1.0, 2.0, 3.0], ValueError, "one entry for each of 2 step sizes"),
         ([0.2, 0.1], [1.0, -2.0], ValueError, "must not be negative"),
-        ("0.2", [1.0], TypeError, "vector of real numbers"),
+        ("0.2", [1.0], TypeError, "`h` must be real numbers"),
+        ([0.2, 0.1], ["a", "b"], TypeError, "`error` must be real numbers"),
+        ([0.2, 0.1], [1j, 1j], TypeError, "`error` must be real numbers"),
+        ([0.2, 0.1], [True, True], TypeError, "`error` must be real numbers"),
         ([[0.2, 0.1]], [1.0], ValueError, "must be a vector"),
     ],
 )

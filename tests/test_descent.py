@@ -1,11 +1,12 @@
 """Discrete dynamics against a Python loop, and every way to call them wrongly."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tolerances import ROUND_OFF, assert_close
+from tolerances import ROUND_OFF, SOLVER, assert_close
 
 import implicit_reg as ir
 from implicit_reg import descent
@@ -228,3 +229,63 @@ def test_update_map_judges_its_arguments_when_called():
         phi(float("nan"), PARAMS)
     with pytest.raises(ValueError, match="at least one leaf"):
         phi(0.1, {})
+
+
+def test_what_a_method_closes_over_can_be_differentiated():
+    """Traced values reach the loops through closures too; the loops are static then, and reverse mode works."""
+
+    def end(strength):
+        method = lambda h: optax.chain(ir.add_gradient_penalty(strength), optax.sgd(h))  # noqa: E731
+        return loss(jax.tree.map(lambda leaf: leaf[-1], ir.descend(method, loss, PARAMS, 0.1, 4).params))
+
+    slope = jax.grad(end)(0.1)
+    assert abs(float(slope) - float(end(0.101) - end(0.099)) / 0.002) < 1e-3 * abs(float(slope)) + 1e-4
+    assert_close(jax.jit(jax.grad(end))(0.1), slope, ROUND_OFF)
+
+
+class Quadratic(eqx.Module):
+    """A loss with arrays in it, which cannot be hashed."""
+
+    center: jax.Array
+
+    def __call__(self, x):
+        return 0.5 * jnp.sum((x - self.center) ** 2)
+
+
+def test_a_loss_that_cannot_be_hashed():
+    module = Quadratic(jnp.array([1.0, 2.0]))
+    x = jnp.zeros(2)
+    run = ir.descend(optax.sgd, module, x, 0.5, 1, observe=module)
+    assert_close(run.params[1], 0.5 * module.center, ROUND_OFF)
+    phi = ir.update_map(optax.sgd, module)
+    assert_close(jax.jit(phi)(0.5, x), 0.5 * module.center, ROUND_OFF)
+    for field in (ir.gradient_field(module), ir.modified_vector_field(phi, 1), ir.interpolated_vector_field(phi, 1)):
+        assert_close(field(0.0, x, 0.5), module.center, ROUND_OFF)
+        end = ir.integrate(field, x, [1.0], 0.5).params[0]
+        assert_close(end, module.center * (1 - np.exp(-1.0)).astype(np.float32), SOLVER)
+
+
+def test_no_steps_with_batches():
+    run = ir.descend(optax.sgd, lambda x, y: jnp.sum((x - y) ** 2), jnp.ones(2), 0.1, 0, batches=(jnp.zeros((0, 2)),))
+    assert_close(run.params, jnp.ones((1, 2)), ROUND_OFF)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda p: (loss(p), {"a": 1.0}), r"must be a scalar loss, got a tuple; .*lambda \*args: loss\(\*args\)\[0\]"),
+        (lambda p: (loss(p), loss(p)), "must be a scalar loss, got a tuple"),
+        (lambda p: None, "must be a scalar loss, got a NoneType"),
+    ],
+)
+def test_a_loss_that_returns_something_else(bad, message):
+    with pytest.raises(TypeError, match=message):
+        ir.descend(optax.sgd, bad, PARAMS, 0.1, 2)
+    with pytest.raises(TypeError, match=message):
+        ir.gradient_field(bad)(0.0, PARAMS, 0.1)
+
+
+def test_a_loss_without_its_batches_is_told_about_them():
+    with pytest.raises(TypeError) as caught:
+        ir.descend(optax.sgd, lambda p, scale: scale * loss(p), PARAMS, 0.1, 2)
+    assert any("with 0 batch arguments (`batches`)" in note for note in caught.value.__notes__)

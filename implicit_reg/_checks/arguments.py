@@ -42,7 +42,14 @@ def check_state(function: str, state: Any, expected: type) -> None:
 
 def check_loss_value(function: str, argument: str, value: Any) -> None:
     """A real floating scalar; shape (1,) is not squeezed."""
-    dtype = jax.dtypes.result_type(value)
+    cure = "; a loss that returns more is written lambda *args: loss(*args)[0]" if isinstance(value, tuple) else ""
+    wanted = f"{function}: `{argument}` must be a scalar loss, got a {type(value).__name__}{cure}"
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(wanted)
+    try:
+        dtype = jax.dtypes.result_type(value)
+    except TypeError as error:
+        raise TypeError(wanted) from error
     if jnp.shape(value) != ():
         raise ValueError(f"{function}: `{argument}` must be a scalar loss, got shape {jnp.shape(value)}")
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -65,10 +65,7 @@ def check_times(function: str, argument: str, ts: Any) -> Any:
         if ts.ndim != 1 or ts.shape[0] == 0:
             raise ValueError(f"{function}: `{argument}` must be a vector of times, got shape {ts.shape}")
         return ts
-    try:
-        times = np.asarray(ts, np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{function}: `{argument}` must be a vector of times, got {ts!r}") from error
+    times = check_real_array(function, argument, ts)
     if times.ndim != 1 or times.size == 0:
         raise ValueError(f"{function}: `{argument}` must be a vector of times, got shape {times.shape}")
     if not np.all(np.isfinite(times)):
@@ -92,19 +89,23 @@ def check_tolerance(function: str, argument: str, value: Any, default: float, dt
     return float(value)
 
 
+def check_real_array(function: str, argument: str, value: Any) -> np.ndarray:
+    """Real numbers in an array of any shape, as float64 NumPy."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{function}: `{argument}` must be real numbers, got {value!r}") from error
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise TypeError(f"{function}: `{argument}` must be real numbers, got {value!r} of dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
 def check_vector(function: str, argument: str, value: Any) -> np.ndarray:
     """A vector of real numbers, as float64 NumPy."""
-    try:
-        vector = np.asarray(value)
-        if vector.dtype == bool or not (
-            np.issubdtype(vector.dtype, np.floating) or np.issubdtype(vector.dtype, np.integer)
-        ):
-            raise TypeError
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{function}: `{argument}` must be a vector of real numbers, got {value!r}") from error
+    vector = check_real_array(function, argument, value)
     if vector.ndim != 1:
         raise ValueError(f"{function}: `{argument}` must be a vector, got shape {vector.shape}")
-    return vector.astype(np.float64)
+    return vector
 
 
 def check_traceable_integer(function: str, argument: str, value: Any, *, low: int = 1, why: str = "") -> None:

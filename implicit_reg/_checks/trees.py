@@ -75,7 +75,7 @@ def check_batches(function: str, batches: Any, num_steps: int) -> tuple:
         if not shape or shape[0] != num_steps:
             raise ValueError(
                 f"{function}: {path_name('batches', path)} must have leading axis num_steps={num_steps}, got shape "
-                f"{shape}"
+                f"{shape}; make it one array"
             )
     return jax.tree.map(jnp.asarray, batches)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicit_reg import _checks, _tree
+from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, Observe, Params, Scalar, VectorField
-from implicit_reg.trajectory import Trajectory
+from implicit_reg.trajectory import SolverReport, Trajectory
 
 DEFAULT_TOLERANCE = {jnp.dtype("float64"): 1e-12, jnp.dtype("float32"): 1e-6}
 
@@ -30,8 +30,8 @@ def integrate(
 ) -> Trajectory:
     """Integrates `x' = field(t, x, h)` from `params` at t = 0 and records it at the times `ts`.
 
-    Dopri8 with adaptive steps, in the dtype of the parameters. The default tolerances (1e-12 in float64, 1e-6 in
-    float32) keep the solver's error far below the differences that a modified equation is about.
+    Dopri8 with adaptive steps, in the widest dtype among the parameters. The default tolerances, those of the narrowest
+    (1e-12 in float64, 1e-6 in float32), keep the solver's error far below what a modified equation is about.
 
     Args:
       field: `field(t, params, h)`, structured as `params`.
@@ -43,8 +43,13 @@ def integrate(
       max_steps: the most steps the solver may take.
 
     Returns:
-      The trajectory at `ts`. Where the solution ceased to exist, or the solver ran out of steps, `finite` is False and
-      the parameters are not finite; nothing is thrown.
+      The trajectory at `ts`. Where the solution ceased to exist, or the solver gave up, `finite` is False and the
+      parameters are not finite; `solver` says which of the two it was, and nothing is thrown. A flow that is stiff for
+      the time asked for, or a field with kinks (ReLU) or with the noise of a narrower dtype inside, can exhaust the
+      solver at the default tolerances: loosen `rtol` and `atol`, or raise `max_steps`.
+
+    Like `jax.jit`, it traces `field` and `observe` once and knows them by identity: what they close over must not be
+    changed afterwards.
 
     Raises:
       TypeError, ValueError: an argument is not as above, a tolerance below what the dtype holds included, or bfloat16
@@ -53,8 +58,8 @@ def integrate(
     Example:
       >>> import jax.numpy as jnp, implicit_reg as ir
       >>> run = integrate(ir.gradient_field(lambda x: 0.5 * x**2), jnp.array(1.0), [0.0, 1.0], 0.1)
-      >>> run.params.round(4)                              # exp(-t)
-      Array([1.    , 0.3679], dtype=float32)
+      >>> print(run.params.round(3))                       # exp(-t)
+      [1.    0.368]
     """
     _checks.check_callable("integrate", "field", field, "field(t, params, h) -> tree structured as params")
     if observe is not None:
@@ -73,35 +78,50 @@ def integrate(
         _checks.check_tolerance("integrate", name, value, DEFAULT_TOLERANCE[dtype], dtype)
         for name, value in (("rtol", rtol), ("atol", atol))
     )
-    derivative = jax.eval_shape(field, jax.ShapeDtypeStruct((), dtype), params, jnp.asarray(h, dtype))
+    working = _tree.widest_dtype(params)
+    field, observe = _callables.hashable(field), _callables.hashable(observe)
+    derivative = jax.eval_shape(field, jax.ShapeDtypeStruct((), working), params, jnp.asarray(h, working))
     _checks.check_same_tree("integrate", "field(t, params, h)", derivative, "params", params)
-    recorded, observed = solve(
-        field, observe, tolerances, int(max_steps), params, jnp.asarray(ts, dtype), jnp.asarray(h, dtype)
+    recorded, observed, report = solve(
+        field, observe, tolerances, int(max_steps), params, jnp.asarray(ts, working), jnp.asarray(h, working)
     )
     finite = jax.vmap(_tree.all_finite)(recorded)
-    return Trajectory(t=ts, params=recorded, observed=observed, finite=finite, h=h)
+    return Trajectory(t=ts, params=recorded, observed=observed, finite=finite, h=h, solver=report)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def solve(field, observe, tolerances, max_steps, params, ts, h) -> tuple[PyTree[Array], PyTree[Array] | None]:
-    """The solution at `ts`; `h` may be any pytree that the field understands."""
+def solve(
+    field, observe, tolerances, max_steps, params, ts, h
+) -> tuple[PyTree[Array], PyTree[Array] | None, SolverReport]:
+    """The solution at `ts`, in the dtype of `ts`; `h` may be any pytree that the field understands."""
     rtol, atol = tolerances
-    # Where the solution blows up the controller would halve its steps for ever; this is where it stops.
-    smallest = 16 * jnp.finfo(ts.dtype).eps * ts[-1]
+    results = diffrax.RESULTS
+
+    def derivative(t, x, h):
+        return jax.tree.map(lambda d: d.astype(ts.dtype), field(t, _tree.like(x, params), h))
+
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, h: field(t, x, h)),
+        diffrax.ODETerm(derivative),
         diffrax.Dopri8(),
         t0=jnp.zeros((), ts.dtype),
         t1=ts[-1],
         dt0=ts[-1] / 64,
-        y0=params,
+        y0=jax.tree.map(lambda x: x.astype(ts.dtype), params),
         args=h,
         saveat=diffrax.SaveAt(ts=ts),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest, force_dtmin=False),
+        # Where the solution blows up the controller would halve its steps for ever; `dtmin` is where it stops.
+        stepsize_controller=diffrax.PIDController(
+            rtol=rtol, atol=atol, dtmin=16 * jnp.finfo(ts.dtype).eps * ts[-1], force_dtmin=False
+        ),
         max_steps=max_steps,
         throw=False,  # divergence is data; and the host callback behind `throw` would keep the program out of caches
     )
     # Where the first step already fails diffrax leaves even the start unrecorded.
-    at_start = lambda leaf, start: jnp.where(ts.reshape((-1,) + (1,) * start.ndim) == 0, start, leaf)  # noqa: E731
-    recorded = jax.tree.map(at_start, solution.ys, params)
-    return recorded, None if observe is None else jax.lax.map(observe, recorded)
+    started = lambda leaf, start: jnp.where(ts.reshape((-1,) + (1,) * start.ndim) == 0, start, leaf)  # noqa: E731
+    recorded = jax.tree.map(started, _tree.like(solution.ys, params), params)
+    report = SolverReport(
+        num_steps=solution.stats["num_steps"],
+        out_of_steps=solution.result == results.max_steps_reached,
+        step_vanished=solution.result == results.dt_min_reached,
+    )
+    return recorded, None if observe is None else jax.lax.map(observe, recorded), report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from implicit_reg import _checks, _tree
+from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, OneStepMap, Params, Scalar
 from implicit_reg.flows.modified import check_field_arguments, modified_coefficients
 
@@ -22,6 +23,9 @@ def interpolation_weights(order: int) -> tuple[Fraction, ...]:
     Example:
       >>> interpolation_weights(3)
       (Fraction(11, 6), Fraction(-7, 6), Fraction(1, 3))
+
+    References:
+      [hairer2006], ch. IX.
     """
     return tuple(
         (-1) ** j * sum(Fraction(math.comb(k - 1, j), k) for k in range(j + 1, order + 1)) for j in range(order)
@@ -37,27 +41,34 @@ class InterpolatedVectorField:
 
     def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
         params = check_field_arguments("interpolated_vector_field", params, h)
-        if _checks.is_concrete(h) and h == 0:
+        if not isinstance(h, jax.core.Tracer) and h == 0:
             return modified_coefficients(self.update_map, 1)(params)[0]
-        dtype = _tree.real_dtype(params)
-        weights = jnp.array([float(w) for w in interpolation_weights(self.order)], dtype)
+        return _interpolated(self, params, h)
 
-        def accumulate(carry, weight):
-            x, total = carry
-            # Two ways to the difference of two iterates: (1) subtract them, (2) take the update before it is added. (1)
-            # loses eps |x| / h as h goes to 0. We do (2) wherever the map offers it.
-            if hasattr(self.update_map, "update"):
-                difference = self.update_map.update(h, x)
-                after = optax.apply_updates(x, difference)
-            else:
-                after = self.update_map(h, x)
-                _checks.check_same_tree("interpolated_vector_field", "update_map(h, params)", after, "params", x)
-                difference = jax.tree.map(jnp.subtract, after, x)
-            return (after, _tree.axpy(weight, difference, total)), None
 
-        start = (params, jax.tree.map(jnp.zeros_like, params))
-        (_, total), _ = jax.lax.scan(accumulate, start, weights)
-        return jax.tree.map(lambda leaf: leaf / jnp.asarray(h).astype(leaf.dtype), total)
+@functools.partial(jax.jit, static_argnums=0)
+def _interpolated(field: InterpolatedVectorField, params: PyTree, h: Scalar) -> PyTree:
+    phi, check = field.update_map, functools.partial(_checks.check_same_tree, "interpolated_vector_field")
+    h = jnp.asarray(h).astype(_tree.widest_dtype(params))
+    weights = jnp.array([float(w) for w in interpolation_weights(field.order)], h.dtype)
+
+    def accumulate(carry, weight):
+        x, total = carry
+        # Two ways to the difference of two iterates: (1) subtract them, (2) take the update before it is added. (1)
+        # loses eps |x| / h as h goes to 0. We do (2) wherever the map offers it.
+        if hasattr(phi, "update"):
+            difference = phi.update(h, x)
+            check("update_map.update(h, params)", difference, "params", x)
+            after = optax.apply_updates(x, difference)
+        else:
+            after = phi(h, x)
+            check("update_map(h, params)", after, "params", x)
+            after = _tree.like(after, x)
+            difference = jax.tree.map(jnp.subtract, after, x)
+        return (after, _tree.axpy(weight, difference, total)), None
+
+    (_, total), _ = jax.lax.scan(accumulate, (params, jax.tree.map(jnp.zeros_like, params)), weights)
+    return jax.tree.map(lambda leaf: leaf / h.astype(leaf.dtype), total)
 
 
 def interpolated_vector_field(update_map: OneStepMap, order: Integer) -> InterpolatedVectorField:
@@ -76,7 +87,8 @@ def interpolated_vector_field(update_map: OneStepMap, order: Integer) -> Interpo
 
     Returns:
       `field(t, params, h)`, structured and typed as `params`; it ignores `t`. A concrete `h = 0` gives `f_1`, by one
-      derivative in `h`; a traced `h` must not be 0.
+      derivative in `h`; a traced `h` must not be 0. It is compiled at its first call, once for all step sizes and, like
+      `jax.jit`, knows `update_map` by identity.
 
     Raises:
       TypeError, ValueError: as `modified_vector_field`.
@@ -89,4 +101,4 @@ def interpolated_vector_field(update_map: OneStepMap, order: Integer) -> Interpo
     """
     _checks.check_callable("interpolated_vector_field", "update_map", update_map, "(h, params) -> params")
     _checks.check_integer("interpolated_vector_field", "order", order)
-    return InterpolatedVectorField(update_map, int(order))
+    return InterpolatedVectorField(_callables.hashable(update_map), int(order))

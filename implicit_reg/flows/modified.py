@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from implicit_reg import _checks, _tree
+from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, Loss, OneStepMap, Params, Scalar
 from implicit_reg.derivatives import step_coefficients
 
@@ -40,13 +41,20 @@ def gradient_field(loss_fn: Loss) -> GradientField:
     Args:
       loss_fn: `loss_fn(params) -> scalar`.
 
+    Returns:
+      `field(t, params, h)`, structured and typed as `params`.
+
+    Raises:
+      TypeError, ValueError: `loss_fn` is not callable; when called, a leaf is not real floating, or the loss is not a
+        real scalar.
+
     Example:
       >>> import jax.numpy as jnp
       >>> gradient_field(lambda x: 0.5 * x**2)(0.0, jnp.array(3.0), 0.1)
       Array(-3., dtype=float32, weak_type=True)
     """
     _checks.check_callable("gradient_field", "loss_fn", loss_fn, "loss_fn(params) -> scalar")
-    return GradientField(loss_fn)
+    return GradientField(_callables.hashable(loss_fn))
 
 
 def modified_coefficients(update_map: OneStepMap, order: Integer) -> Callable[[Params], tuple[PyTree, ...]]:
@@ -78,13 +86,17 @@ def modified_coefficients(update_map: OneStepMap, order: Integer) -> Callable[[P
     References:
       [hairer2006], ch. IX.
     """
-    _checks.check_callable("modified_coefficients", "update_map", update_map, "(h, params) -> params")
-    _checks.check_integer("modified_coefficients", "order", order)
+    return _coefficients("modified_coefficients", update_map, order)
+
+
+def _coefficients(function: str, update_map: OneStepMap, order: Integer) -> Callable[[Params], tuple[PyTree, ...]]:
+    _checks.check_callable(function, "update_map", update_map, "(h, params) -> params")
+    _checks.check_integer(function, "order", order)
 
     def step(h, x):
         after = update_map(h, x)
-        _checks.check_same_tree("modified_coefficients", "update_map(h, params)", after, "params", x)
-        return after
+        _checks.check_same_tree(function, "update_map(h, params)", after, "params", x)
+        return _tree.like(after, x)
 
     def table(n: int) -> Callable[[Params], dict[tuple[int, int], PyTree]]:
         """x -> {(k, m): S_{k,m}(x)} for k <= m <= n.
@@ -125,11 +137,15 @@ class ModifiedVectorField:
     order: int
 
     def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
-        params = check_field_arguments("modified_vector_field", params, h)
-        *lower, total = modified_coefficients(self.update_map, self.order)(params)
-        for coefficient in reversed(lower):
-            total = _tree.axpy(h, total, coefficient)
-        return total
+        return _modified(self, check_field_arguments("modified_vector_field", params, h), h)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _modified(field: ModifiedVectorField, params: PyTree, h: Scalar) -> PyTree:
+    *lower, total = _coefficients("modified_vector_field", field.update_map, field.order)(params)
+    for coefficient in reversed(lower):
+        total = _tree.axpy(h, total, coefficient)
+    return total
 
 
 def modified_vector_field(update_map: OneStepMap, order: Integer) -> ModifiedVectorField:
@@ -147,6 +163,7 @@ def modified_vector_field(update_map: OneStepMap, order: Integer) -> ModifiedVec
 
     Returns:
       `field(t, params, h)`, structured and typed as `params`; it ignores `t`. `h = 0` gives `f_1`; `h` may be traced.
+      It is compiled at its first call and, like `jax.jit`, knows `update_map` by identity.
 
     Raises:
       TypeError, ValueError: `order` is not an integer of at least 1; when called, a leaf is not real floating, or a
@@ -163,4 +180,4 @@ def modified_vector_field(update_map: OneStepMap, order: Integer) -> ModifiedVec
     """
     _checks.check_callable("modified_vector_field", "update_map", update_map, "(h, params) -> params")
     _checks.check_integer("modified_vector_field", "order", order)
-    return ModifiedVectorField(update_map, int(order))
+    return ModifiedVectorField(_callables.hashable(update_map), int(order))

@@ -91,7 +91,7 @@ class PenalizedLoss:
         products = product([jnp.conj(g) for g in penalized])
 
         def direction(g, hg):
-            dtype = _tree.wide(g.dtype)
+            dtype = jnp.promote_types(g.dtype, jnp.float32)
             return g.astype(dtype) + (2 * strength).astype(jnp.finfo(dtype).dtype) * hg.astype(dtype)
 
         directions = [direction(g, hg) for g, hg in zip(gradients, products, strict=True)]

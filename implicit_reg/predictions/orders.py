@@ -263,7 +263,7 @@ class _Flow:
     def __call__(self, h: float, weights: np.ndarray) -> Trajectory:
         """The solution after one step, then at the fixed times."""
         ts = np.concatenate([[h], self._records])
-        params, _ = self._solve(jnp.asarray(ts), (jnp.asarray(h), jnp.asarray(weights)))
+        params, *_ = self._solve(jnp.asarray(ts), (jnp.asarray(h), jnp.asarray(weights)))
         return Trajectory(ts, params, None, jax.vmap(_tree.all_finite)(params), h)
 
 

@@ -91,11 +91,6 @@ def value_and_gradient(function: str, value_fn: Loss, params: Params) -> tuple[F
     return value, optax.tree.conj(gradient)
 
 
-def like(tree: PyTree, reference: PyTree) -> PyTree:
-    """`tree` with the dtypes of `reference`."""
-    return jax.tree.map(lambda x, r: jnp.asarray(x).astype(jnp.asarray(r).dtype), tree, reference)
-
-
 def number(value: Scalar) -> Scalar:
     """A Python number where the value is concrete, so that it has no dtype to promote others with."""
     return float(value) if _checks.is_concrete(value) else value

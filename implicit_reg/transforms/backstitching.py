@@ -96,7 +96,7 @@ def backstitch(
         def stitched():
             moved = optax.apply_updates(params, _tree.scale(-alpha, back))
             value, gradient = _inputs.value_and_gradient("backstitch", value_fn, moved)
-            gradient = _inputs.like(gradient, updates)
+            gradient = _tree.like(gradient, updates)
             again = dict(extra, value=value, grad=gradient, value_fn=value_fn)
             # Two ways to treat the state: (1) keep what the first half-step made of it; (2) discard that. (1) lets
             # momentum see each minibatch twice, with opposite signs. We do (2).

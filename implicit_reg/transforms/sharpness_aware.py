@@ -67,6 +67,6 @@ def sam(radius: Scalar, *, normalize: _inputs.Flag = True) -> optax.GradientTran
         if normalize:
             uphill = _inputs.unit(uphill)
         _, gradient = _inputs.value_and_gradient("sam", value_fn, _tree.axpy(radius, uphill, params))
-        return _inputs.like(gradient, updates), state
+        return _tree.like(gradient, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

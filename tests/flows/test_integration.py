@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tolerances import SOLVER, assert_close
+from tolerances import DERIVATIVE, ROUND_OFF, SOLVER, assert_close
 
 import implicit_reg as ir
 from implicit_reg import problems
@@ -32,9 +32,13 @@ def test_modified_flow_of_a_quadratic_interpolates_the_iterates():
     phi = ir.update_map(optax.sgd, problem.loss_fn)
     run = ir.integrate(ir.modified_vector_field(phi, 5), problem.params, [n * h], h)
     steps = ir.descend(optax.sgd, problem.loss_fn, problem.params, h, n, every=n)
-    assert float(jnp.linalg.norm(run.params[0] - steps.params[-1])) < 1e-8
     plain = ir.integrate(ir.gradient_field(problem.loss_fn), problem.params, [n * h], h)
-    assert float(jnp.linalg.norm(plain.params[0] - steps.params[-1])) > 1e-3
+    exact = problem.facts["basis"] @ (
+        (1 - h * problem.facts["spectrum"]) ** n * (problem.facts["basis"].T @ problem.params)
+    )
+    assert_close(steps.params[-1], jnp.asarray(exact), DERIVATIVE)
+    far, near = (float(jnp.linalg.norm(flow.params[0] - steps.params[-1])) for flow in (plain, run))
+    assert near < 1e-4 * far
 
 
 def test_conserved_quantity_of_the_factorization():
@@ -51,6 +55,8 @@ def test_conserved_quantity_of_the_factorization():
 
 def test_blow_up_is_recorded_and_not_thrown():
     run = ir.integrate(lambda t, x, h: x**2, jnp.array(1.0), [0.0, 0.5, 2.0], 0.1)
+    assert run.solver.step_vanished
+    assert not run.solver.out_of_steps
     assert np.array_equal(run.finite, [True, True, False])
     assert_close(run.params[1], jnp.array(2.0), SOLVER)
     assert not np.isfinite(run.params[2])
@@ -63,6 +69,9 @@ def test_field_that_is_not_a_number_is_recorded():
 
 def test_a_solver_out_of_steps_is_recorded():
     run = ir.integrate(lambda t, x, h: jnp.cos(1e3 * t), jnp.array(1.0), [0.0, 10.0], 0.1, max_steps=4)
+    assert run.solver.out_of_steps
+    assert not run.solver.step_vanished
+    assert run.solver.num_steps == 4
     assert np.array_equal(run.finite, [True, False])
 
 
@@ -90,6 +99,23 @@ def test_dtype_of_the_parameters_is_kept():
         run = ir.integrate(ir.gradient_field(lambda x: jnp.sum(x**2)), jnp.ones(2, dtype), [0.0, 1.0], 0.1)
         assert run.params.dtype == dtype
         assert_close(run.params[1], jnp.full(2, np.exp(-2.0), dtype), SOLVER)
+
+
+@pytest.mark.x64
+def test_leaves_of_several_precisions():
+    params = {"narrow": jnp.ones(2, jnp.float32), "wide": jnp.ones(2)}
+    loss = lambda p: jnp.sum(p["narrow"] ** 2).astype(jnp.float64) + jnp.sum(p["wide"] ** 2)  # noqa: E731
+    run = ir.integrate(ir.gradient_field(loss), params, [0.5], 0.1)
+    expected = {"narrow": jnp.full((1, 2), np.exp(-1.0), jnp.float32), "wide": jnp.full((1, 2), np.exp(-1.0))}
+    assert_close(run.params["narrow"], expected["narrow"], SOLVER)
+    np.testing.assert_allclose(run.params["wide"], expected["wide"], rtol=SOLVER.float32)
+    phi = ir.update_map(optax.sgd, loss)
+    field = ir.interpolated_vector_field(phi, 3)(0.0, params, 0.01)
+    assert field["narrow"].dtype == jnp.float32
+    exact = sum(2.0 * w * (1 - 0.02) ** j for j, w in enumerate((11 / 6, -7 / 6, 1 / 3)))
+    assert_close(field["wide"], jnp.full(2, -exact), ROUND_OFF)
+    plain = ir.interpolated_vector_field(lambda h, x: jax.tree.map(lambda p, g: p - h * g, x, jax.grad(loss)(x)), 3)
+    assert_close(plain(0.0, params, np.float64(0.01))["wide"], jnp.full(2, -exact), DERIVATIVE)
 
 
 def test_works_under_jit_and_vmap():
@@ -124,7 +150,7 @@ FIELD = ir.gradient_field(lambda x: jnp.sum(x**2))
         ({"ts": [-1.0, 1.0]}, ValueError, "`ts` must increase strictly from at least 0"),
         ({"ts": []}, ValueError, "vector of times"),
         ({"ts": 1.0}, ValueError, "vector of times"),
-        ({"ts": "late"}, TypeError, "vector of times"),
+        ({"ts": "late"}, TypeError, "`ts` must be real numbers"),
         ({"ts": [0.0, np.nan]}, ValueError, "`ts` must be finite"),
         ({"h": 0.0}, ValueError, "`h` must be a finite real number, greater than 0, got 0.0"),
         ({"h": -0.1}, ValueError, "`h` must be .* got -0.1"),

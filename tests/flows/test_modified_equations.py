@@ -198,6 +198,34 @@ def test_interpolated_field_is_one_program_at_every_order():
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("make", [ir.modified_vector_field, ir.interpolated_vector_field])
+def test_fields_compile_once_for_all_step_sizes(make):
+    loss, x = nonquadratic()
+    field = make(ir.update_map(optax.sgd, loss), 2)
+    field(0.0, x, 0.1)
+    with jax.no_tracing():
+        for h in (0.2, 0.3):
+            field(0.0, x, h)
+
+
+def test_a_step_size_of_zero_in_an_array():
+    loss, x = nonquadratic()
+    field = ir.interpolated_vector_field(ir.update_map(optax.sgd, loss), 3)
+    assert_close(field(0.0, x, jnp.array(0.0)), -jax.grad(loss)(x), ROUND_OFF)
+
+
+def test_a_map_whose_updates_do_not_fit():
+    class Broadcasting:
+        def __call__(self, h, x):
+            return x
+
+        def update(self, h, x):
+            return jnp.ones(())
+
+    with pytest.raises(ValueError, match=r"update_map.update\(h, params\) has shape \(\)"):
+        ir.interpolated_vector_field(Broadcasting(), 2)(0.0, jnp.ones(2), 0.1)
+
+
 def test_fields_keep_structure_and_dtypes():
     params = {"wide": jnp.ones(2), "narrow": jnp.ones((), jnp.float32)}
     loss = lambda p: jnp.sum(jnp.sin(p["wide"])) + p["narrow"].astype(jnp.float64) ** 3  # noqa: E731

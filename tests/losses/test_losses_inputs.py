@@ -98,7 +98,11 @@ def test_missing_options_are_named():
 
 
 @pytest.mark.parametrize("wrap", PENALTIES)
-@pytest.mark.parametrize("strength", ["0.1", None, True, [0.1], 1j, lambda step: 0.1], ids=repr)
+@pytest.mark.parametrize(
+    "strength",
+    ["0.1", None, True, [0.1], 1j, lambda step: 0.1],
+    ids=["text", "none", "bool", "list", "complex", "schedule"],
+)
 def test_strength_of_a_wrong_type(wrap, strength):
     with pytest.raises(TypeError, match="`strength` must be a finite real number"):
         wrap(scalar, strength)
