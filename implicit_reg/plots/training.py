@@ -71,8 +71,10 @@ def learning_curves(
         if not is_number(test["loss"]):
             continue
         ax.plot(test["epoch"], test["loss"], marker="*", ms=11, color=INK, mec=PAPER, mew=0.8, ls="", zorder=6)
+        # The label lies away from the axis on the star's side.
+        offset, side = ((-4, 8), "right") if test["epoch"] > 0.5 * max(history["epoch"]) else ((4, 8), "left")
         ax.annotate(
-            f"test, {plain(test['label'])}: {test['loss']:.3g}", (test["epoch"], test["loss"]), (-4, 8), ha="right",
+            f"test, {plain(test['label'])}: {test['loss']:.3g}", (test["epoch"], test["loss"]), offset, ha=side,
             textcoords="offset points", fontsize=7.5, color=INK, zorder=6, path_effects=halo(),
         )  # fmt: skip
     return ax
