@@ -58,8 +58,8 @@ def integrate(
     Example:
       >>> import jax.numpy as jnp, implicit_reg as ir
       >>> run = integrate(ir.gradient_field(lambda x: 0.5 * x**2), jnp.array(1.0), [0.0, 1.0], 0.1)
-      >>> print(run.params.round(3))                       # exp(-t)
-      [1.    0.368]
+      >>> [f"{x:.3f}" for x in run.params]                 # exp(-t)
+      ['1.000', '0.368']
     """
     _checks.check_callable("integrate", "field", field, "field(t, params, h) -> tree structured as params")
     if observe is not None:
