@@ -109,13 +109,14 @@ def _coefficients(function: str, update_map: OneStepMap, order: Integer) -> Call
             return lambda x: {(1, 1): step_coefficients(step, x, 1)[0]}
 
         def fn(x):
-            d = step_coefficients(step, x, n)
-            sums, along_first = jax.jvp(table(n - 1), (x,), (d[0],))
-            along = {1: along_first} | {j: jax.jvp(table(n - j), (x,), (sums[1, j],))[1] for j in range(2, n)}
-            total = d[-1]
+            # The lower table apart, though the first `jvp` has it too: XLA then finds more of what repeats (5.4
+            # gradients instead of 6.4 at order 3, 17.8 instead of 19.4 at order 4).
+            sums = table(n - 1)(x)
+            along = {j: jax.jvp(table(n - j), (x,), (sums[1, j],))[1] for j in range(1, n)}
+            total = step_coefficients(step, x, n)[-1]
             for k in range(2, n + 1):
-                first, *rest = (along[j][k - 1, n - j] for j in range(1, n - k + 2))
-                sums[k, n] = jax.tree.map(lambda *leaves: sum(leaves[1:], start=leaves[0]), first, *rest)
+                terms = (along[j][k - 1, n - j] for j in range(1, n - k + 2))
+                sums[k, n] = jax.tree.map(lambda leaf, *rest: sum(rest, start=leaf), *terms)
                 total = _tree.axpy(-1.0 / math.factorial(k), sums[k, n], total)
             sums[1, n] = total
             return sums
