@@ -58,12 +58,15 @@ def test_verify_end_to_end(tmp_path, capsys):
     assert [round(slope) for slope in check["measured"]] == [1, 2, 3]
     assert results["config"]["only"] == ["gd"]
     assert results["config"]["seed"] == 0
+    command = "implicit-reg verify --only gd --problem nonquadratic --step-sizes 0.025 0.0125 --time 0.25"
+    assert results["config"]["command"] == command
     assert json.loads((out / "config.json").read_text())["environment"]["jax"] == results["environment"]["jax"]
     pictures = sorted(path.name for path in (out / "figures").iterdir())
     assert pictures == ["errors-gd.png", "errors.png", "strip.png", "trajectories.png"]
     assert all((out / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     page = (out / "report.html").read_text()
     assert "Every prediction holds" in page
+    assert command in page
     assert f"{check['measured'][1]:.2f}" in page
     assert not list(out.rglob("*.tmp"))
     assert str(tmp_path) not in (out / "results.json").read_text() + page

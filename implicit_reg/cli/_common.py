@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -204,6 +205,17 @@ def configuration(options: Options) -> dict[str, Any]:
     """The settings that decide the results, ready for JSON: without paths, and without what only concerns printing."""
     mine = {field.name for field in dataclasses.fields(Options)} - {"threads"}
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in mine}
+
+
+def command_line(name: str, options: Options) -> str:
+    """The command that repeats a run: every setting that is not at its default, quoted for a shell."""
+    words = ["implicit-reg", name]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in configuration(options) and value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += ["--" + field.name.replace("_", "-"), *map(str, values)]
+    return shlex.join(words)
 
 
 def environment() -> Mapping[str, Any]:

@@ -47,7 +47,8 @@ class Verify(_common.Options):
         record = {
             "format": "implicit_reg.verify",
             "version": 1,
-            "config": _common.configuration(self) | {"dtype": "float64"},
+            "config": _common.configuration(self)
+            | {"dtype": "float64", "command": _common.command_line("verify", self)},
             "environment": dict(_common.environment()),
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
