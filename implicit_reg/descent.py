@@ -26,11 +26,15 @@ def _transformation(function: str, method: Method, h: Scalar) -> optax.GradientT
     return optax.with_extra_args_support(transformation)
 
 
-def _update(transformation, loss_fn: Loss, params: PyTree, state: PyTree, batch: tuple) -> tuple[PyTree, PyTree]:
+def _update(
+    function: str, transformation, loss_fn: Loss, params: PyTree, state: PyTree, batch: tuple
+) -> tuple[PyTree, PyTree]:
     """Optax updates at `params`, with every extra argument that a transformation may ask for."""
 
     def value_fn(p):
-        return loss_fn(p, *batch)
+        value = loss_fn(p, *batch)
+        _checks.check_loss_value(function, "loss_fn(params, *batch)", value)
+        return value
 
     value, gradient = jax.value_and_grad(value_fn)(params)
     gradient = optax.tree.conj(gradient)  # Optax's convention for complex parameters; real ones are left alone
@@ -40,15 +44,6 @@ def _update(transformation, loss_fn: Loss, params: PyTree, state: PyTree, batch:
 def _strong(params: Params) -> PyTree:
     """Arrays without weak types, so that a loop carries them unchanged."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
-
-
-def _check_loss(function: str, loss_fn: Loss, params: PyTree, batch: tuple) -> None:
-    try:
-        value = jax.eval_shape(loss_fn, params, *batch)
-    except Exception as error:
-        error.add_note(f"{function} called loss_fn(params, *batch) with {len(batch)} batch arguments (`batches`).")
-        raise
-    _checks.check_loss_value(function, "loss_fn(params, *batch)", value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +69,12 @@ class UpdateMap:
         _checks.check_number("update_map", "h", h)
         _checks.check_floating("update_map", "params", params, allow_complex=True)
         params = _strong(params)
-        _check_loss("update_map", self.loss_fn, params, ())
         transformation = _transformation("update_map", self.method, h)
         state = transformation.init(params)
         _refuse_memory(state)
         total = None
         for _ in range(self.num_steps):
-            updates, state = _update(transformation, self.loss_fn, params, state, ())
+            updates, state = _update("update_map", transformation, self.loss_fn, params, state, ())
             params = optax.apply_updates(params, updates)
             total = updates if total is None else optax.tree.add(total, updates)
         return params, total
@@ -195,14 +189,17 @@ def descend(
         raise ValueError(f"descend: `every` must divide `num_steps`, got every={every} and num_steps={num_steps}")
     batches = _checks.check_batches("descend", batches, num_steps)
     params = _strong(params)
-    _check_loss("descend", loss_fn, params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches))
     num_records = num_steps // every
     method, loss_fn, observe = map(_callables.hashable, (method, loss_fn, observe))
     # Where something is being differentiated or compiled the loops have static lengths, so that reverse mode works;
     # elsewhere the distance of two records is an operand, so that one compilation serves all step sizes with equally
     # many records. What the method and the loss close over counts too: the constants of their trace show it.
     given, h = h, h if isinstance(h, jax.Array) else float(h)
-    closed = jax.make_jaxpr(lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches))().consts
+    try:
+        closed = jax.make_jaxpr(lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches))().consts
+    except TypeError as error:
+        error.add_note(f"descend calls loss_fn(params, *batch) with {len(batches)} batch arguments (`batches`).")
+        raise
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches, closed)))
     run = _run if traced else _jitted_run
     recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches)
@@ -221,7 +218,7 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches):
     def step(n, carry):
         params, state = carry
         batch = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), batches)
-        updates, state = _update(transformation, loss_fn, params, state, batch)
+        updates, state = _update("descend", transformation, loss_fn, params, state, batch)
         return optax.apply_updates(params, updates), state
 
     def look(params):

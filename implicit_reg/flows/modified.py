@@ -31,8 +31,13 @@ class GradientField:
 
     def __call__(self, t: Scalar, params: Params, h: Scalar) -> PyTree:
         params = check_field_arguments("gradient_field", params, h)
-        _checks.check_loss_value("gradient_field", "loss_fn(params)", jax.eval_shape(self.loss_fn, params))
-        return jax.tree.map(jnp.negative, jax.grad(self.loss_fn)(params))
+
+        def loss(params):
+            value = self.loss_fn(params)
+            _checks.check_loss_value("gradient_field", "loss_fn(params)", value)
+            return value
+
+        return jax.tree.map(jnp.negative, jax.grad(loss)(params))
 
 
 def gradient_field(loss_fn: Loss) -> GradientField:
