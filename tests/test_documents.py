@@ -1,5 +1,6 @@
 """Citations, constraints and formatting: what is written down is held to the code."""
 
+import codeop
 import pathlib
 import re
 import subprocess
@@ -69,6 +70,23 @@ def test_every_link_in_the_documents_leads_somewhere():
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/optax.md"])
+def test_examples_can_be_pasted_into_an_interpreter(name):
+    """A block that is followed at once by the next statement is a syntax error there, though not to doctest."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    examples = [block for block in blocks if ">>>" in block]
+    assert examples
+    for block in examples:
+        statement = []
+        for line in block.splitlines():
+            if line and not line.startswith((">>>", "...")):
+                continue  # what it prints
+            statement.append(line[4:])
+            if codeop.compile_command("\n".join(statement), symbol="single") is not None:
+                statement = []
+        assert not "".join(statement).strip(), statement
 
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()

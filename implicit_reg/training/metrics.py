@@ -86,19 +86,3 @@ def in_own_units(data: Dataset, loss: float, score: float) -> dict[str, float]:
     if data.task == "classification":
         return {"accuracy": float(score), "cross_entropy": float(loss)}
     return {"r2": float(score), "mean_squared_error": float(loss) * data.target_scale**2}
-
-
-def score_name(task: str) -> str:
-    """The word for the score of a task.
-
-    Args:
-      task: "classification" or "regression".
-
-    Returns:
-      "accuracy" or "R^2".
-
-    Example:
-      >>> score_name("regression")
-      'R^2'
-    """
-    return "accuracy" if task == "classification" else "R^2"
