@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -194,6 +196,22 @@ def test_an_interrupt_is_exit_code_130(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictions, "check_orders", interrupted)
     assert run("verify", *QUICK, "--out", tmp_path / "a") == 130
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals_end_a_run_with_their_exit_code(number, code, word, tmp_path):
+    command = [sys.executable, "-m", "implicit_reg", "verify", "--only", "gd", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not (tmp_path / "run" / "config.json").exists():  # written before the long work begins
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out, err.splitlines()[-1]) == (code, "", word)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_atomic_writing_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):

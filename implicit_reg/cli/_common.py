@@ -16,8 +16,10 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -121,6 +123,32 @@ def user_input() -> Iterator[None]:
         yield
     except (ValueError, TypeError, ImplicitRegError) as error:
         raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Around long work that has nothing to save: SIGINT and SIGTERM end the process, with one line and their exit code.
+
+    Two ways to stop: (1) raise an exception in the handler; (2) leave there and then. (1) can be lost in a callback of
+    the garbage collector, where Python ignores it, and can crash XLA on its way out. We do (2).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        del frame
+        code, word = (EXIT_INTERRUPTED, "interrupted") if number == signal.SIGINT else (EXIT_TERMINATED, "terminated")
+        os.write(2, b"\n" if os.isatty(2) else b"")  # the progress bar stands on this line
+        os.write(2, f"{word}\n".encode())
+        os._exit(code)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

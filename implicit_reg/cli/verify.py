@@ -52,7 +52,8 @@ class Verify(_common.Options):
             "environment": dict(_common.environment()),
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
-        record |= self._measure(rows, problems, settings)
+        with _common.stop_at_once():
+            record |= self._measure(rows, problems, settings)
         record["wall_seconds"] = round(time.monotonic() - started, 1)
         written = _write(folder, record)
         self._show(record, folder, written)
