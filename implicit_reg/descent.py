@@ -41,6 +41,32 @@ def _update(
     return transformation.update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
 
 
+def optimizer_step(
+    transformation: optax.GradientTransformation, loss_fn: Loss, params: Params, state: PyTree, batch: tuple = ()
+) -> tuple[PyTree, PyTree]:
+    """One step of an Optax transformation with every extra argument that it may ask for.
+
+    Args:
+      transformation: any; `value`, `grad` and `value_fn` are passed to it.
+      loss_fn: `loss_fn(params, *batch) -> scalar`.
+      params: where.
+      state: the transformation's.
+      batch: the arguments of the loss after the parameters.
+
+    Returns:
+      Parameters and state after the step.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> sgd = optax.sgd(0.25)
+      >>> optimizer_step(sgd, lambda x: 0.5 * x**2, jnp.array(1.0), sgd.init(jnp.array(1.0)))[0]
+      Array(0.75, dtype=float32, weak_type=True)
+    """
+    transformation = optax.with_extra_args_support(transformation)
+    updates, state = _update("optimizer_step", transformation, loss_fn, params, state, batch)
+    return optax.apply_updates(params, updates), state
+
+
 def _strong(params: Params) -> PyTree:
     """Arrays without weak types, so that a loop carries them unchanged."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)

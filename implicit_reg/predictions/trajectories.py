@@ -9,7 +9,7 @@ import numpy as np
 
 from implicit_reg.descent import descend, update_map
 from implicit_reg.flows import gradient_field, integrate, modified_vector_field
-from implicit_reg.predictions.orders import Row
+from implicit_reg.methods import Method
 from implicit_reg.problems import Problem
 
 # Large enough that the eye sees the three curves part, small enough that the second term explains the parting.
@@ -18,11 +18,11 @@ TIME = 0.8
 NUM_POINTS = 81
 
 
-def two_parameter_trajectories(rows: Sequence[Row], problem: Problem, *, num_grid: int = 81) -> dict:
+def two_parameter_trajectories(rows: Sequence[Method], problem: Problem, *, num_grid: int = 81) -> dict:
     """What each method does on a loss of two parameters, beside gradient flow and its own modified flow.
 
     Args:
-      rows: the methods.
+      rows: methods of the table that have a family of hyperparameters proportional to the step size.
       problem: a loss with two scalar parameters, in float64.
       num_grid: points on each side of the grid for the contours.
 
@@ -36,8 +36,8 @@ def two_parameter_trajectories(rows: Sequence[Row], problem: Problem, *, num_gri
         flow = integrate(gradient_field(problem.loss_fn), problem.params, ts, h)
         runs = []
         for row in rows:
-            steps = descend(row.method, problem.loss_fn, problem.params, h, units * row.num_steps, every=row.num_steps)
-            modified = modified_vector_field(update_map(row.method, problem.loss_fn, num_steps=row.num_steps), 2)
+            steps = descend(row.at, problem.loss_fn, problem.params, h, units * row.num_steps, every=row.num_steps)
+            modified = modified_vector_field(update_map(row.at, problem.loss_fn, num_steps=row.num_steps), 2)
             runs.append(
                 {
                     "name": row.name,
