@@ -4,140 +4,195 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from implicit_reg.cli import _common
+from implicit_reg.cli import _common, _verify_table
+
+TRAJECTORIES = ("gd", "gradient-penalty", "backstitch", "alternating", "sam")  # those of which a picture is drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Verify(_common.Options):
-    """Show that each method follows the modified equation that theory predicts, with measured orders.
+    """Show that training dynamics follow what theory predicts, with measured orders.
 
-    For every method and loss: the update against its published formula, the second coefficient of the modified equation
-    against the published correction, and the error of one, two and three terms against the orders 1, 2 and 3.
+    Every prediction of the table names discrete dynamics, the flow or discrete equivalent that is said to follow them,
+    and the orders in the step size that would show it; each is run on several losses, and each check is itself checked
+    by a wrong prediction that must fail.
 
     For example:
     $ implicit-reg verify
-    $ implicit-reg verify --only gd backstitch --json
+    $ implicit-reg verify --list
+    $ implicit-reg verify --preset standard --only adam sgd-shuffled --json
     $ implicit-reg verify --only gd --problem nonquadratic my_losses:rosenbrock
-    $ implicit-reg verify --method my_optimizers:my_method
+    $ implicit-reg verify --method my_module:my_optimizer --problem my_module:my_loss --field my_module:my_field
     """
 
+    listing: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="list")] = False
+    """Name every prediction, its claim and its source, and do nothing else."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Check these predictions only: gd, gradient-penalty, backstitch, alternating, sam."""
+    """Check these predictions only; --list names them."""
+    preset: Literal["quick", "standard", "full"] = "quick"
+    """How much: quick (every prediction, its main statement, under 3 minutes on two cores), standard (all statements,
+    under 10) or full (longer epochs, more orders, under 30)."""
     problem: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """On these losses instead of the default ones (a network on digits, the factorization); also module:attribute."""
+    """On these losses instead of each prediction's own; also module:attribute."""
     method: Annotated[str | None, tyro.conf.arg(metavar="MODULE:ATTRIBUTE")] = None
-    """Check your own method, a function from the step size to an Optax transformation, instead of the table's."""
-    step_sizes: Annotated[tuple[float, ...], tyro.conf.arg(metavar="H ...")] = (0.1, 0.05, 0.025, 0.0125, 0.00625)
-    """Step sizes, decreasing; each must divide a fifth of the time. Orders are read from the last two."""
-    time: float = 0.5
-    """The fixed time, in units of the step, at which errors are compared."""
+    """Check your own optimizer, a function from the step size to an Optax transformation, with memory or without."""
+    field: Annotated[str | None, tyro.conf.arg(metavar="MODULE:ATTRIBUTE")] = None
+    """With --method: the vector field(t, params, h) that it is said to follow, or a tuple of truncations."""
+    step_sizes: Annotated[tuple[float, ...], tyro.conf.arg(metavar="H ...")] = ()
+    """Step sizes, decreasing, instead of each statement's own; each must divide the time of a record (--time over 5)."""
+    time: float | None = None
+    """The fixed time, in units of the step, at which errors are compared, instead of each statement's own."""
     seed: int = 0
     """Of what is random in a loss: the split of the data and the start."""
 
     def run(self) -> int:
         """Checks, prints, writes; the exit code is the verdict."""
+        if self.listing:
+            return self._list()
         started = time.monotonic()
         with _common.user_input():
-            rows, problems, settings = self._prepare()
+            plan, skipped = self._prepare()
         folder = _common.new_folder(self.out, "verify")
         record = {
             "format": "implicit_reg.verify",
-            "version": 1,
+            "version": 2,
+            "preset": self.preset,
             "config": _common.configuration(self)
             | {"dtype": "float64", "command": _common.command_line("verify", self)},
             "environment": dict(_common.environment()),
+            "skipped": skipped,
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
         with _common.stop_at_once():
-            record |= self._measure(rows, problems, settings)
+            record |= self._measure(plan)
         record["wall_seconds"] = round(time.monotonic() - started, 1)
         written = _write(folder, record)
         self._show(record, folder, written)
         return _EXIT_CODES[record["verdict"]]
 
-    def _prepare(self) -> tuple[list, list, Any]:
-        import jax
+    def _list(self) -> int:
+        from implicit_reg import predictions
 
-        from implicit_reg import predictions, problems
+        rows = predictions.ROWS.values()
+        if self.json:
+            found = [{"name": row.name, "claim": row.claim, "source": row.source} for row in rows]
+            print(_common.to_json({"predictions": found}), end="")
+            return _common.EXIT_OK
+        from rich.table import Table
 
-        settings = predictions.OrderCheck(self.step_sizes, self.time)
-        if self.method is None:
-            rows = [predictions.find(name) for name in dict.fromkeys(self.only or predictions.ROWS)]
-        elif self.only:
-            raise ValueError("--only names predictions of the table and --method your own; give one of them")
-        else:
-            rows = [predictions.own_method(self.method, problems.load_attribute("verify", "--method", self.method))]
-        with jax.enable_x64(True):
-            losses = [
-                problems.load_problem(name, seed=self.seed, dtype="float64")
-                for name in dict.fromkeys(self.problem or predictions.DEFAULT_LOSSES)
-            ]
+        table = Table(title="Predictions", title_justify="left")
+        for name in ("name", "claim", "source"):
+            table.add_column(name, no_wrap=name == "name")
         for row in rows:
-            for loss in losses:
-                predictions.check_applicable(row, loss)
-        return rows, losses, settings
+            table.add_row(row.name, row.claim, f"\\[{row.source}]" if row.source else "derived here")
+        _common.console().print(table)
+        return _common.EXIT_OK
 
-    def _measure(self, rows, losses, settings) -> dict[str, Any]:
+    def _prepare(self) -> tuple[list[tuple[Any, list]], list[dict[str, str]]]:
+        """The rows with their losses, and the rows that cannot be put to the test on the losses asked for."""
         import jax
 
         from implicit_reg import predictions, problems
 
-        total = len(rows) * len(losses) * predictions.NUM_STAGES + 1
+        if self.method is not None and self.only:
+            raise ValueError("--only names predictions of the table and --method your own; give one of them")
+        if self.field is not None and self.method is None:
+            raise ValueError("--field says what --method follows; give both")
+        loaded: dict[str, Any] = {}
+
+        def load(name: str) -> Any:
+            if name not in loaded:
+                loaded[name] = problems.load_problem(name, seed=self.seed, dtype="float64")
+            return loaded[name]
+
+        with jax.enable_x64(True):
+            if self.method is not None:
+                method = problems.load_attribute("verify", "--method", self.method)
+                field = None
+                if self.field is not None:
+                    field = problems.load_attribute("verify", "--field", self.field)
+                names = self.problem or predictions.DEFAULT_LOSSES
+                losses = [load(name) for name in dict.fromkeys(names)]
+                own = predictions.own_optimizer(self.method, method, field, losses)
+                self._check_times(predictions.OWN_RECORDS)
+                return [(own, losses)], []
+            rows = [predictions.find(name) for name in dict.fromkeys(self.only or predictions.ROWS)]
+            plan, skipped = [], []
+            effort = predictions.Effort[self.preset.upper()]
+            for row in rows:
+                losses = [load(name) for name in dict.fromkeys(self.problem or row.losses)]
+                try:
+                    predictions.check_applicable(
+                        row, losses, effort, step_sizes=self.step_sizes or None, time=self.time
+                    )
+                except (ValueError, TypeError) as error:
+                    # Asked for by name it is the user's mistake; otherwise the others are still worth having.
+                    if self.only or not self.problem or len(rows) == 1:
+                        raise
+                    skipped.append({"name": row.name, "reason": str(error)})
+                    continue
+                plan.append((row, losses))
+        if not plan:
+            raise ValueError(f"no prediction can be put to the test on {', '.join(self.problem)}: {skipped[0]['reason']}")
+        return plan, skipped
+
+    def _check_times(self, num_records: int) -> None:
+        from implicit_reg import predictions
+
+        if self.step_sizes or self.time is not None:
+            predictions.check_step_sizes(
+                self.step_sizes or predictions.STEP_SIZES, predictions.TIME if self.time is None else self.time, num_records
+            )
+
+    def _measure(self, plan: list[tuple[Any, list]]) -> dict[str, Any]:
+        import jax
+
+        from implicit_reg import methods, predictions, problems
+
+        total = sum(len(losses) for _, losses in plan) + 1
         with _common.progress(total, self) as bar:
 
             def report(what: str) -> None:
                 bar.set_description_str(what)
                 bar.update()
 
-            checks = [predictions.check_orders(row, losses, settings, report=report) for row in rows]
+            options = {"step_sizes": self.step_sizes or None, "time": self.time, "report": report}
+            effort = predictions.Effort[self.preset.upper()]
+            checks = [predictions.check(row, losses, effort, **options) for row, losses in plan]
+            pictured = [methods.METHODS[row.name] for row, _ in plan if row.name in TRAJECTORIES]
+            record = {"verdict": predictions.worst(check["verdict"] for check in checks), "checks": checks}
             report("trajectories on the two-parameter loss")
-            with jax.enable_x64(True):
-                factorization = problems.load_problem("factorization-stiff", dtype="float64")
-            pictures = predictions.two_parameter_trajectories(rows, factorization)
-        verdict = predictions.worst(check["verdict"] for check in checks)
-        return {"verdict": verdict, "checks": checks, "trajectories": pictures}
+            if pictured:
+                with jax.enable_x64(True):
+                    factorization = problems.load_problem("factorization-stiff", dtype="float64")
+                record["trajectories"] = predictions.two_parameter_trajectories(pictured, factorization)
+        return record
 
     def _show(self, record: dict[str, Any], folder, written: list[str]) -> None:
         if self.json:
-            answer = {key: record[key] for key in ("verdict", "checks", "wall_seconds", "environment", "config")}
-            print(_common.to_json({**answer, "folder": str(folder)}), end="")
+            kept = ("preset", "verdict", "checks", "skipped", "wall_seconds", "environment", "config")
+            print(_common.to_json({**{key: record[key] for key in kept}, "folder": str(folder)}), end="")
             return
         if self.quiet:
             return
-        from rich.table import Table
-        from rich.text import Text
-
         console = _common.console()
-        table = Table(title="Do the iterates follow their modified equation?", title_justify="left")
-        for name in ("prediction", "modified loss", "terms", "expected", "measured", "worst on", "verdict"):
-            table.add_column(name, justify="right" if name in ("terms", "expected", "measured") else "left")
-        for check in record["checks"]:
-            for k, (expected, measured) in enumerate(zip(check["expected"], check["measured"], strict=True)):
-                first = k == 0
-                table.add_row(
-                    check["name"] if first else "",
-                    check["details"]["formula"] if first else "",
-                    str(k + 1),
-                    str(expected),
-                    "-" if measured is None else f"{measured:.3f}",
-                    _worst_loss(check, k),
-                    Text(check["verdict"], style=_STYLES[check["verdict"]]) if first else "",
-                    end_section=k + 1 == len(check["expected"]),
-                )
-        console.print(table)
-        for check in record["checks"]:
-            for line in _reasons(check):
-                console.print(f"  {line}", soft_wrap=True)
-        counts = {verdict: sum(check["verdict"] == verdict for check in record["checks"]) for verdict in _STYLES}
-        console.print("Wrote " + ", ".join(written) + f" to {folder}", soft_wrap=True)
+        console.print(_verify_table.verify_table(record))
+        for line in _verify_table.reasons(record):
+            console.print(f"  {line}", soft_wrap=True, markup=False)
+        for row in record["skipped"]:
+            console.print(f"  {row['name']} skipped: {row['reason']}", soft_wrap=True, markup=False)
+        counts = {verdict: sum(check["verdict"] == verdict for check in record["checks"]) for verdict in _EXIT_CODES}
+        console.print("Wrote " + ", ".join(written) + f" to {folder}", soft_wrap=True, markup=False)
+        skipped = f", {len(record['skipped'])} skipped" if record["skipped"] else ""
         console.print(
-            f"{counts['holds']} hold, {counts['fails']} fail, {counts['could not measure']} could not be measured; "
-            f"{record['wall_seconds']:.0f} s; report: {folder / 'report.html'}",
+            f"{counts['holds']} hold, {counts['fails']} fail, {counts['could not measure']} could not be measured"
+            f"{skipped}; {record['wall_seconds']:.0f} s; report: {folder / 'report.html'}",
             soft_wrap=True,
+            markup=False,
         )
 
 
@@ -146,32 +201,6 @@ _EXIT_CODES = {
     "fails": _common.EXIT_FAILED,
     "could not measure": _common.EXIT_UNMEASURED,
 }
-_STYLES = {"holds": "green", "fails": "bold red", "could not measure": "yellow"}
-
-
-def _worst_loss(check: dict[str, Any], k: int) -> str:
-    """The loss on which the order deviates most, or could not be measured."""
-
-    def deviation(loss: dict[str, Any]) -> float:
-        measured = loss["truncations"][k]["fixed_time"]["measured"]
-        return float("inf") if measured is None else abs(measured - check["expected"][k])
-
-    return max(check["details"]["losses"], key=deviation)["name"]
-
-
-def _reasons(check: dict[str, Any]) -> list[str]:
-    """Why a check does not hold, a line for each finding."""
-    lines = []
-    for loss in check["details"]["losses"]:
-        where = f"{check['name']} on {loss['name']}"
-        for pin, what in (("update", "update against its published formula"), ("leading", "published correction")):
-            if pin in loss and loss[pin]["verdict"] != "holds":
-                lines.append(f"{where}: {what}: relative error {loss[pin]['error']}, {loss[pin]['verdict']}")
-        for truncation in loss["truncations"]:
-            for kind, name in (("one_step", "one step"), ("fixed_time", "fixed time")):
-                if truncation[kind]["reason"]:
-                    lines.append(f"{where}, {truncation['terms']} terms, {name}: {truncation[kind]['reason']}")
-    return lines
 
 
 def _write(folder, record: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Published claims as rows: dynamics, the field they are said to follow, the orders that would show it, the source."""
 
 from implicit_reg.predictions.judging import worst
-from implicit_reg.predictions.measure import check
+from implicit_reg.predictions.measure import check, check_applicable
 from implicit_reg.predictions.prediction import (
     Criterion,
     Effort,
@@ -16,3 +16,23 @@ from implicit_reg.predictions.prediction import (
 )
 from implicit_reg.predictions.rows import ROWS, find, own_method
 from implicit_reg.predictions.trajectories import two_parameter_trajectories
+
+__all__ = [
+    "ROWS",
+    "Criterion",
+    "Effort",
+    "Finding",
+    "Flow",
+    "Orders",
+    "Prediction",
+    "Recurrence",
+    "Trust",
+    "check",
+    "check_applicable",
+    "find",
+    "flow_of",
+    "iterates",
+    "own_method",
+    "two_parameter_trajectories",
+    "worst",
+]

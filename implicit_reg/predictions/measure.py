@@ -99,6 +99,28 @@ def check(
     }
 
 
+def check_applicable(
+    row: Prediction,
+    problems: Sequence[Problem],
+    effort: Effort,
+    *,
+    step_sizes: Sequence[float] | None = None,
+    time: float | None = None,
+) -> None:
+    """Whether the row can be put to the test on these losses, found out before anything is run.
+
+    Raises:
+      TypeError, ValueError: it cannot: a loss without examples for a stochastic prediction, parameters that are not
+        float64, step sizes that do not meet the records.
+    """
+    with jax.enable_x64(True):
+        for problem in problems:
+            for statement in row.statements(flatten(problem), effort):
+                if isinstance(statement, Orders):
+                    statement = _with_settings(statement, effort, step_sizes, time)
+                    check_step_sizes(statement.step_sizes, statement.time, statement.num_records)
+
+
 def _headline(main: Sequence[dict]) -> tuple[list[float], list[float | None]]:
     """Expected and measured orders at fixed time, each on the loss that deviates most or could not be measured."""
     if not main:
@@ -115,14 +137,17 @@ def _case(row: Prediction, statement, objective: Objective, effort: Effort, step
     head = {"statement": statement.name, "loss": objective.name, "num_params": int(objective.start.size)}
     if isinstance(statement, Criterion):
         return {"kind": "criterion", **head, **_judged_criterion(statement)}
-    if step_sizes is not None or time is not None:
-        statement = statement._replace(
-            step_sizes=tuple(float(h) for h in step_sizes or statement.step_sizes),
-            time=statement.time if time is None else float(time),
-        )
+    statement = _with_settings(statement, effort, step_sizes, time)
+    return {"kind": "order", **head, **_judged_orders(statement, objective, row.trust)}
+
+
+def _with_settings(statement: Orders, effort: Effort, step_sizes, time) -> Orders:
+    """The statement with the step sizes and the time asked for; quick does without the coarser step sizes."""
+    if step_sizes is not None:
+        statement = statement._replace(step_sizes=tuple(float(h) for h in step_sizes))
     elif effort == Effort.QUICK:
         statement = statement._replace(step_sizes=statement.step_sizes[-QUICK_STEP_SIZES:])
-    return {"kind": "order", **head, **_judged_orders(statement, objective, row.trust)}
+    return statement if time is None else statement._replace(time=float(time))
 
 
 def _judged_criterion(statement: Criterion) -> dict:

@@ -97,8 +97,9 @@ class Objective:
         return lambda x, k: self.on(x, rows[k])
 
 
+@functools.lru_cache(maxsize=64)
 def flatten(problem: Problem) -> Objective:
-    """The flat view of a problem with float64 parameters.
+    """The flat view of a problem with float64 parameters; the same object for the same problem, spectrum included.
 
     Raises:
       ValueError: the parameters are not float64, in which no order beyond the first can be seen.
@@ -107,7 +108,7 @@ def flatten(problem: Problem) -> Objective:
         if jnp.result_type(leaf) != jnp.float64:
             raise ValueError(
                 f"verify: {_checks.path_name('params', path)} of {problem.name!r} has dtype {jnp.result_type(leaf)}, "
-                f"in which an order cannot be seen (its floor is near 1e-6); build the problem in float64, inside `with "
+                f"in which an order cannot be seen (its floor is near 1e-6); build it in float64, inside `with "
                 f"jax.enable_x64(True):` or as a function of `dtype`"
             )
     start, unravel = ravel_pytree(problem.params)

@@ -1,7 +1,7 @@
 """What a prediction is made of: dynamics, the field or discrete equivalent said to follow them, orders, validity.
 
 A row of the table is a `Prediction`. On a loss it makes statements: `Orders`, whose errors vanish at predicted orders
-of the step size, and `Criterion`, a number with a bound that was fixed beforehand. Both carry a mutation that must fail.
+of the step size, and `Criterion`, a number with a bound fixed beforehand. Both carry a mutation that must fail.
 
 Conventions: vectors are flat and float64; `n` counts units (one step, pair or epoch) and `h` is the step size, so that
 `t = n h`; fields are per unit, powers of `h` included; `w` holds one weight for each term of a truncation. `w`, `h` and

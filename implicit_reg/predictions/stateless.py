@@ -1,7 +1,9 @@
-"""Rows of methods without memory on one loss: gradient descent, pairs of steps, backstitch, penalties, SAM, weight decay."""
+"""Rows of methods without memory on one loss: gradient descent, pairs of steps, penalties, SAM, weight decay."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -29,10 +31,16 @@ from implicit_reg.predictions.prediction import (
 UPDATE_TOLERANCE = 1e-12  # two routes to one update, relative to the step
 LEADING_TOLERANCE = 1e-9  # two routes to f_2, which hold third derivatives, relative to f_2
 ASYMMETRY = 1e-6  # of a Jacobian: round-off is at 1e-15
-MANY_TERMS = (0.2, 0.1, 0.05)  # step sizes at which four and five terms stay above round-off
+DISCRETE = (0.1, 0.05, 0.025, 0.0125)  # step sizes of the discrete forms, whose errors meet the floor sooner
 LARGE = 100  # parameters beyond which exact derivatives of fifth order are left to interpolation
 
 SMALL_STEPS = "h max|lambda| below 0.3; the series in h diverges from 1 on"
+
+
+def _many_terms(objective: Objective) -> tuple[float, ...]:
+    """Step sizes at which four and five terms are in their asymptotic range and above round-off."""
+    coarsest = 0.1 / 2 ** round(max(0.0, math.log2(objective.spectrum.radius)))
+    return coarsest, coarsest / 2, coarsest / 4
 
 
 def _recurrence(name: str, objective: Objective) -> Recurrence:
@@ -53,14 +61,17 @@ def pins(name: str, objective: Objective) -> tuple[Criterion, Criterion]:
     x, hyperparameters = objective.start, dict(row.scaled(h))
 
     def update():
-        phi = jax.jit(update_map(row.at, objective.value, num_steps=row.num_steps).update, static_argnums=0)
-        formula = row.formula(objective.value, x, h, **hyperparameters) - x
-        return Finding(relative_error(phi(h, x), formula), UPDATE_TOLERANCE, relative_error(phi(1.1 * h, x), formula))
+        phi = update_map(row.at, objective.value, num_steps=row.num_steps).update
+        formula = jax.jit(lambda x: row.formula(objective.value, x, h, **hyperparameters) - x)(x)
+        step = jax.jit(phi)
+        return Finding(relative_error(step(h, x), formula), UPDATE_TOLERANCE, relative_error(step(1.1 * h, x), formula))
 
     def leading():
         phi = update_map(row.at, objective.value, num_steps=row.num_steps)
-        second = jax.jit(lambda x: modified_coefficients(phi, 2)(x)[1])(x)
-        published = row.leading(objective.value, x, h, **hyperparameters)
+        routes = jax.jit(
+            lambda x: (modified_coefficients(phi, 2)(x)[1], row.leading(objective.value, x, h, **hyperparameters))
+        )
+        second, published = routes(x)
         return Finding(relative_error(second, published), LEADING_TOLERANCE, relative_error(1.1 * second, published))
 
     return (
@@ -98,7 +109,7 @@ def _interpolated_terms(phi, order: int):
             sum(float(c) * u for c, u in zip(interpolation_weights(p), updates, strict=False))
             for p in range(1, order + 1)
         ]
-        return (fields[0], *(after - before for before, after in zip(fields, fields[1:], strict=False)))
+        return (fields[0], *(after - before for before, after in itertools.pairwise(fields)))
 
     return terms
 
@@ -129,8 +140,7 @@ def _gd(objective: Objective, effort: Effort):
                 objective,
                 tuple(range(1, order + 1)),
                 "interpolated field, five updates",
-                step_sizes=MANY_TERMS,
-                time=1.0,
+                step_sizes=_many_terms(objective),
             ),
             _follow(
                 "gd",
@@ -138,8 +148,7 @@ def _gd(objective: Objective, effort: Effort):
                 objective,
                 (1, 2, 3, 4),
                 "four terms in closed form",
-                step_sizes=MANY_TERMS,
-                time=1.0,
+                step_sizes=_many_terms(objective),
             ),
         )
 
@@ -153,8 +162,7 @@ def _gd(objective: Objective, effort: Effort):
                 objective,
                 (1, 2, 3, 4, 5),
                 "five exact coefficients",
-                step_sizes=MANY_TERMS,
-                time=1.0,
+                step_sizes=_many_terms(objective),
             ),
         )
 
@@ -211,6 +219,7 @@ def _pair(name: str, first: Callable, second: Callable, wrong: Callable, objecti
                 _recurrence(name, objective),
                 _discrete_pair(objective, first, second),
                 (1, 2, 3),
+                step_sizes=DISCRETE,
             ),
             _follow(
                 name,
@@ -347,19 +356,27 @@ ROWS = (
     _row(
         "alternating",
         _two_steps("alternating", lambda h: h, lambda h: -0.25 * h),
-        formula="flow: L + (e1^2 + e2^2)/(4 (e1 - e2)) ||grad L||^2; one discrete step: L + e1 e2/(2 (e1 - e2)) ||grad L||^2",
+        formula=(
+            "flow: L + (e1^2 + e2^2)/(4 (e1 - e2)) ||grad L||^2; "
+            "one discrete step: L + e1 e2/(2 (e1 - e2)) ||grad L||^2"
+        ),
         time_scale="e1 - e2 per pair of steps; here e1 = h, e2 = h/4, and a pair is one unit",
     ),
     _row(
         "backstitch",
         _two_steps("backstitch", lambda h: -0.3 * h, lambda h: 1.3 * h, alphas=(0.8, 1.0)),
-        formula="flow: L + (h/4)(1 + 2 a + 2 a^2) ||grad L||^2; one discrete step: L + (a (1 + a) h/2) ||grad L||^2; a = alpha",
+        formula=(
+            "flow: L + (h/4)(1 + 2 a + 2 a^2) ||grad L||^2; "
+            "one discrete step: L + (a (1 + a) h/2) ||grad L||^2; a = alpha"
+        ),
     ),
     _row("gradient-penalty", _gradient_penalty),
     _row(
         "sam",
         _sam("sam", closed_forms.sam_terms, _normalized),
-        formula="L + rho ||g|| + (h/4) ||g||^2 where rho = O(h); at fixed rho, -S - (h/2) S'S with S(x) = g(x + rho g/||g||)",
+        formula=(
+            "L + rho ||g|| + (h/4) ||g||^2 where rho = O(h); at fixed rho, -S - (h/2) S'S with S(x) = g(x + rho g/||g||)"
+        ),
         validity="h max|lambda| below 0.3, and the gradient away from zero, where the field is singular",
     ),
     _row(
