@@ -41,9 +41,9 @@ class Verify(_common.Options):
     method: Annotated[str | None, tyro.conf.arg(metavar="MODULE:ATTRIBUTE")] = None
     """Check your own optimizer, a function from the step size to an Optax transformation, with memory or without."""
     field: Annotated[str | None, tyro.conf.arg(metavar="MODULE:ATTRIBUTE")] = None
-    """With --method: the vector field(t, params, h) that it is said to follow, or a tuple of truncations."""
+    """With --method: the vector field(t, params, h) it is said to follow, or a tuple of truncations."""
     step_sizes: Annotated[tuple[float, ...], tyro.conf.arg(metavar="H ...")] = ()
-    """Step sizes, decreasing, instead of each statement's own; each must divide the time of a record (--time over 5)."""
+    """Step sizes, decreasing, instead of each statement's own; each must divide the time of a record."""
     time: float | None = None
     """The fixed time, in units of the step, at which errors are compared, instead of each statement's own."""
     seed: int = 0
@@ -137,21 +137,20 @@ class Verify(_common.Options):
                     continue
                 plan.append((row, losses))
         if not plan:
-            raise ValueError(f"no prediction can be put to the test on {', '.join(self.problem)}: {skipped[0]['reason']}")
+            raise ValueError(f"nothing can be put to the test on {', '.join(self.problem)}: {skipped[0]['reason']}")
         return plan, skipped
 
     def _check_times(self, num_records: int) -> None:
         from implicit_reg import predictions
 
         if self.step_sizes or self.time is not None:
-            predictions.check_step_sizes(
-                self.step_sizes or predictions.STEP_SIZES, predictions.TIME if self.time is None else self.time, num_records
-            )
+            time = predictions.TIME if self.time is None else self.time
+            predictions.check_step_sizes(self.step_sizes or predictions.STEP_SIZES, time, num_records)
 
     def _measure(self, plan: list[tuple[Any, list]]) -> dict[str, Any]:
         import jax
 
-        from implicit_reg import methods, predictions, problems
+        from implicit_reg import predictions, problems
 
         total = sum(len(losses) for _, losses in plan) + 1
         with _common.progress(total, self) as bar:
@@ -163,7 +162,7 @@ class Verify(_common.Options):
             options = {"step_sizes": self.step_sizes or None, "time": self.time, "report": report}
             effort = predictions.Effort[self.preset.upper()]
             checks = [predictions.check(row, losses, effort, **options) for row, losses in plan]
-            pictured = [methods.METHODS[row.name] for row, _ in plan if row.name in TRAJECTORIES]
+            pictured = [row for row, _ in plan if row.name in TRAJECTORIES]
             record = {"verdict": predictions.worst(check["verdict"] for check in checks), "checks": checks}
             report("trajectories on the two-parameter loss")
             if pictured:
