@@ -1,7 +1,8 @@
-"""Evidence: two trajectories at equal times, and the order at which their distance vanishes."""
+"""Evidence: two trajectories at equal times, two fields along a run, and the order at which a distance vanishes."""
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,13 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from implicit_reg import _checks, _tree
+from implicit_reg import _callables, _checks, _tree
+from implicit_reg._types import VectorField
+from implicit_reg.flows.empirical import EmpiricalField
 from implicit_reg.trajectory import Trajectory
 
 if TYPE_CHECKING:
     Judged: TypeAlias = Trajectory
+    Measured: TypeAlias = EmpiricalField
 else:
     Judged: TypeAlias = object  # see `_types`
+    Measured: TypeAlias = object
 
 
 class Discrepancy(NamedTuple):
@@ -101,6 +106,82 @@ def _check_equal_times(a: Trajectory, b: Trajectory) -> None:
             f"discrepancy: the trajectories must have the same times, got t[{k}]={float(ta[k])!r} and "
             f"{float(tb[k])!r}; integrate at `ts=run.t`, or record both at common multiples of the step sizes"
         )
+
+
+class FieldDistance(NamedTuple):
+    """How far the field that a run follows is from predicted ones.
+
+    Attributes:
+      t: the K times.
+      relative: (number of predictions, K), `||empirical - predicted|| / ||empirical||` over all leaves; not finite
+        where the run is not.
+      floor: (K,), what the rounding of the stored run alone can make of it; a distance near it says nothing.
+    """
+
+    t: Float[np.ndarray, " K"] | Float[Array, " K"]
+    relative: Float[np.ndarray, "P K"]
+    floor: Float[np.ndarray, " K"]
+
+
+def compare_fields(empirical: Measured, predicted: VectorField, *more: VectorField) -> FieldDistance:
+    """Predicted fields against the one that a run follows, at the points of the run.
+
+    Before the end of a transient, and where the run jumps or oscillates, no smooth prediction is near. After it, the
+    distance to a field with p terms is `O(h^p)` as long as that exceeds the empirical field's own error
+    `O(spacing^order)` and its `floor`.
+
+    Args:
+      empirical: made by `empirical_vector_field`.
+      predicted, more: fields `field(t, params, h)`, called with the step size of the run (the spacing of its records,
+        where the run has none).
+
+    Returns:
+      One row of distances for each prediction.
+
+    Raises:
+      TypeError, ValueError: an argument is not as above, or a field returns another tree than the parameters'.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, implicit_reg as ir
+      >>> loss = lambda x: 0.5 * x**2
+      >>> run = ir.descend(optax.sgd, loss, jnp.array(1.0), 0.1, 8)
+      >>> from implicit_reg.flows.empirical import empirical_vector_field
+      >>> modified = ir.modified_vector_field(ir.update_map(optax.sgd, loss), 2)
+      >>> found = compare_fields(empirical_vector_field(run, 4), ir.gradient_field(loss), modified)
+      >>> found.relative[:, 0].round(3)                    # 1 and 1.05 against -log(0.9)/0.1 = 1.0536
+      array([0.051, 0.003])
+    """
+    if not isinstance(empirical, EmpiricalField):
+        raise TypeError(
+            f"compare_fields: `empirical` must be an EmpiricalField, got {type(empirical).__name__}; make it with "
+            f"empirical_vector_field(trajectory, order)"
+        )
+    working = _tree.widest_dtype(empirical.points)
+    h = jnp.asarray(empirical.spacing if empirical.h is None else empirical.h, working)
+    t, one = jnp.asarray(empirical.t, working), jax.tree.map(lambda leaf: leaf[0], empirical.points)
+    rows = []
+    for k, field in enumerate((predicted, *more)):
+        _checks.check_callable("compare_fields", f"predicted[{k}]", field, "field(t, params, h) -> tree like params")
+        field = _callables.hashable(field)
+        found = jax.eval_shape(field, t[0], one, h)
+        _checks.check_same_tree("compare_fields", f"predicted[{k}](t, params, h)", found, "params", one)
+        rows.append(_norms(jax.tree.map(jnp.subtract, empirical.values, _along(field, t, empirical.points, h))))
+    size = _norms(empirical.values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(np.asarray(empirical.finite), np.stack(rows) / size, np.nan)
+        return FieldDistance(empirical.t, relative, np.asarray(empirical.floor, np.float64) / size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(field: VectorField, t: Array, points: Any, h: Array) -> Any:
+    return jax.lax.map(lambda place: _tree.like(field(place[0], place[1], h), place[1]), (t, points))
+
+
+def _norms(tree: Any) -> np.ndarray:
+    """The Euclidean norm over all leaves at each record, in float64 on the host."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        leaves = [np.linalg.norm(_wide(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(tree)]
+        return functools.reduce(np.hypot, leaves)
 
 
 def observed_order(h: Any, error: Any) -> np.ndarray:

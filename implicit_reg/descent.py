@@ -172,6 +172,7 @@ def descend(
     batches: Batches = None,
     observe: Observe = None,
     every: Integer = 1,
+    state: PyTree | None = None,
 ) -> Trajectory:
     """Runs `num_steps` steps of `method` with step size `h` and records every `every`-th.
 
@@ -185,6 +186,8 @@ def descend(
         `loss_fn(params, *(leaf[n] ...))`. Index arrays with a loss that closes over the data avoid copies.
       observe: `params -> pytree of arrays`, traceable; called at the records only.
       every: the distance of two records in steps; divides `num_steps`.
+      state: the optimizer's state to start from, structured as `method(h).init(params)`: a restored one, or one on the
+        slow manifold (`slow_map`); None for the fresh one.
 
     Like `jax.jit`, it traces `method`, `loss_fn` and `observe` once and knows them by identity: what they close over
     must not be changed afterwards. Pass what changes through `batches`, or make a new function.
@@ -221,14 +224,17 @@ def descend(
     # elsewhere the distance of two records is an operand, so that one compilation serves all step sizes with equally
     # many records. What the method and the loss close over counts too: the constants of their trace show it.
     given, h = h, h if isinstance(h, jax.Array) else float(h)
+    state = _checked_state(method, params, h, state)
     try:
-        closed = jax.make_jaxpr(lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches))().consts
+        closed = jax.make_jaxpr(
+            lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches, state)
+        )().consts
     except TypeError as error:
         error.add_note(f"descend calls loss_fn(params, *batch) with {len(batches)} batch arguments (`batches`).")
         raise
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches, closed)))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches, state, closed)))
     run = _run if traced else _jitted_run
-    recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches)
+    recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches, state)
     return Trajectory(
         t=record_times(np.arange(num_records + 1) * every, h),
         params=recorded,
@@ -238,7 +244,32 @@ def descend(
     )
 
 
-def _run(method, loss_fn, observe, num_records, every, params, h, batches):
+def _checked_state(method: Method, params: PyTree, h: Scalar, state: PyTree | None) -> PyTree | None:
+    """The state as arrays with the structure, shapes and dtypes of the fresh one."""
+    if state is None:
+        return None
+    fresh = jax.eval_shape(lambda h: _transformation("descend", method, h).init(params), jnp.asarray(h))
+    _checks.check_same_tree("descend", "state", state, "method(h).init(params)", fresh)
+    for (path, leaf), wanted in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(fresh), strict=True):
+        kinds = [
+            kind
+            for dtype in (jnp.result_type(leaf), wanted.dtype)
+            for kind in (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating, jax.dtypes.extended)
+            if jax.dtypes.issubdtype(dtype, kind)
+        ]
+        if len(set(kinds)) != 1:
+            raise TypeError(
+                f"descend: {_checks.path_name('state', path)} must have dtype {wanted.dtype}, got "
+                f"{jnp.result_type(leaf)}; make the state with method(h).init(params) and change its values"
+            )
+    return jax.tree.map(
+        lambda leaf, wanted: leaf if jnp.result_type(leaf) == wanted.dtype else jnp.asarray(leaf, wanted.dtype),
+        jax.tree.map(jnp.asarray, state),
+        fresh,
+    )
+
+
+def _run(method, loss_fn, observe, num_records, every, params, h, batches, state):
     transformation = _transformation("descend", method, h)
 
     def step(n, carry):
@@ -254,7 +285,7 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches):
         carry = jax.lax.fori_loop(0, every, lambda i, carry: step(k * every + i, carry), carry)
         return carry, look(carry[0])
 
-    start = (params, transformation.init(params))
+    start = (params, transformation.init(params) if state is None else state)
     if num_records == 0:
         return jax.tree.map(lambda first: jnp.asarray(first)[None], look(params))
     _, after = jax.lax.scan(record, start, jnp.arange(num_records, dtype=jnp.int32))

@@ -13,7 +13,7 @@ FLOORS = (
     ("derivatives", "trajectory", "bseries"),
     ("problems", "losses", "transforms", "methods"),
     ("descent", "flows"),
-    ("compare", "predictions"),
+    ("standstill", "slow_manifold", "compare", "predictions"),
     ("training", "experiments"),
     ("plots", "report", "cli"),
 )
