@@ -60,6 +60,10 @@ def test_verify_end_to_end(tmp_path, capsys):
     assert [round(slope) for slope in check["measured"]] == [1, 2, 3]
     assert results["config"]["only"] == ["gd"]
     assert results["config"]["seed"] == 0
+    assert (results["version"], results["preset"], results["skipped"]) == (2, "quick", [])
+    (case,) = check["details"]["cases"]
+    assert (case["loss"], case["h"], case["time"]) == ("nonquadratic", [0.025, 0.0125], 0.25)
+    assert case["validity"]["band"] == "fine"
     command = "implicit-reg verify --only gd --problem nonquadratic --step-sizes 0.025 0.0125 --time 0.25"
     assert results["config"]["command"] == command
     assert json.loads((out / "config.json").read_text())["environment"]["jax"] == results["environment"]["jax"]
@@ -85,6 +89,48 @@ def test_json_is_one_object_and_quiet_is_silent(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_list_names_every_prediction_with_its_claim_and_source(tmp_path, capsys, monkeypatch):
+    from implicit_reg import predictions
+
+    monkeypatch.chdir(tmp_path)
+    assert run("verify", "--list") == 0
+    printed = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    for row in predictions.ROWS.values():
+        assert f" {row.name} " in printed
+    assert "[barrett2021]" in printed
+    assert run("verify", "--list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)["predictions"]
+    assert listed == [{"name": r.name, "claim": r.claim, "source": r.source} for r in predictions.ROWS.values()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_loss_of_ones_own_what_cannot_be_tested_is_skipped_and_said(tmp_path, capsys, monkeypatch):
+    """Without --only the rows that need examples are left out, by name and with the reason, and never counted."""
+    from implicit_reg import predictions
+
+    few = {name: predictions.ROWS[name] for name in ("gd", "sgd-shuffled")}
+    monkeypatch.setattr(predictions, "ROWS", few)
+    assert run("verify", *QUICK[2:], "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "sgd-shuffled skipped: " in printed
+    assert printed.splitlines()[-1].startswith("1 hold, 0 fail, 0 could not be measured, 1 skipped")
+    (skipped,) = json.loads((tmp_path / "run" / "results.json").read_text())["skipped"]
+    assert skipped["name"] == "sgd-shuffled"
+
+
+def test_presets_do_more(tmp_path, capsys):
+    """Standard holds what quick does, and more statements at more step sizes."""
+    only = ["--only", "weight-decay", "--problem", "nonquadratic", "--json"]
+    found = {}
+    for preset in ("quick", "standard"):
+        assert run("verify", *only, "--preset", preset, "--out", tmp_path / preset) == 0
+        (check,) = json.loads(capsys.readouterr().out)["checks"]
+        found[preset] = {case["statement"]: case["h"] for case in check["details"]["cases"]}
+    assert set(found["quick"]) < set(found["standard"])
+    assert found["quick"][""] == found["standard"][""][-3:]
+    assert len(found["standard"][""]) == 5
+
+
 def test_own_problem_and_own_method(tmp_path, capsys, monkeypatch):
     (tmp_path / "plugin_of_a_user.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
@@ -92,7 +138,7 @@ def test_own_problem_and_own_method(tmp_path, capsys, monkeypatch):
     assert run("verify", "--method", "plugin_of_a_user:method", *mine, "--json") == 0
     (check,) = json.loads(capsys.readouterr().out)["checks"]
     assert check["verdict"] == "holds"
-    assert check["details"]["losses"][0]["name"] == "mine"
+    assert {case["loss"] for case in check["details"]["cases"]} == {"mine"}
     assert list((tmp_path / "runs").iterdir())
     assert run("verify", "--method", "plugin_of_a_user:rough", *mine) == 2
     assert "a memory of dtype float64 at state" in capsys.readouterr().err
@@ -103,8 +149,8 @@ def test_own_problem_and_own_method(tmp_path, capsys, monkeypatch):
 def test_a_prediction_that_fails_is_exit_code_1(tmp_path, monkeypatch, capsys):
     from implicit_reg import predictions
 
-    judge = predictions.orders.judge
-    monkeypatch.setattr(predictions.orders, "judge", lambda h, e, m, order, floor: judge(h, e, m, order + 1, floor))
+    judge = predictions.measure.judge
+    monkeypatch.setattr(predictions.measure, "judge", lambda h, e, m, order, floor: judge(h, e, m, order + 1, floor))
     assert run("verify", *QUICK, "--out", tmp_path / "run") == 1
     printed = capsys.readouterr().out
     assert "order 2.0" in printed
@@ -129,6 +175,10 @@ def test_what_could_not_be_measured_is_exit_code_3(tmp_path, capsys):
         (["verify", "--step-sizes", "0.1", "0.03"], "must divide"),
         (["verify", "--seed", "-1"], "`seed` must be an integer, at least 0, got -1"),
         (["verify", "--method", "optax:sgd", "--only", "gd"], "give one of them"),
+        (["verify", "--field", "optax:sgd"], "--field says what --method follows"),
+        (["verify", "--preset", "quickest"], "--preset"),
+        (["verify", "--only", "sgd-shuffled", "--problem", "nonquadratic"], "takes no examples"),
+        (["verify", "--only", "gd", "--step-sizes", "0.1", "0.099"], "must differ by a factor of at least 1.2"),
         (["verify", "--threads", "0"], "--threads must be at least 1"),
         (["verify", "--tiem", "1"], "Perhaps you meant"),
         (["verify", "--time", "nan"], "not a decimal number: 'nan'"),
@@ -181,7 +231,7 @@ def test_an_internal_error_is_one_line_unless_debugged(tmp_path, capsys, monkeyp
     def broken(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(predictions, "check_orders", broken)
+    monkeypatch.setattr(predictions, "check", broken)
     assert run("verify", *QUICK, "--out", tmp_path / "a") == 70
     assert capsys.readouterr().err == "internal error: ZeroDivisionError: a bug (--debug shows the traceback)\n"
     assert run("verify", *QUICK, "--out", tmp_path / "b", "--debug") == 70
@@ -194,7 +244,7 @@ def test_an_interrupt_is_exit_code_130(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predictions, "check_orders", interrupted)
+    monkeypatch.setattr(predictions, "check", interrupted)
     assert run("verify", *QUICK, "--out", tmp_path / "a") == 130
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import implicit_reg as ir
 from implicit_reg import methods, predictions, problems
-from implicit_reg.predictions import judging, measure, stateless, validity
+from implicit_reg.predictions import from_table, judging, measure, validity
 from implicit_reg.predictions.objective import flatten
 
 pytestmark = pytest.mark.x64
@@ -126,7 +126,7 @@ def test_a_row_with_a_wrong_last_term_fails(name):
 
 @pytest.mark.parametrize("name", ["gd", "alternating", "backstitch", "gradient-penalty", "sam", "sam-unnormalized"])
 def test_updates_and_corrections_are_the_published_ones(name, smooth):
-    for pin in stateless.pins(name, flatten(smooth)):
+    for pin in from_table.pins(name, flatten(smooth)):
         found = pin.measure()
         assert judging.judge_number(found.value, found.bound, found.mutant, found.at_most) == ("holds", None)
 
@@ -137,7 +137,7 @@ def test_a_wrongly_coded_update_fails_though_its_own_field_follows_it(smooth, mo
     wrong = dataclasses.replace(methods.METHODS["backstitch"], build=build)
     monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "backstitch": wrong})
     assert predictions.check(predictions.find("backstitch"), [smooth], **CHEAP)["verdict"] == "fails"
-    update, leading = (pin.measure() for pin in stateless.pins("backstitch", flatten(smooth)))
+    update, leading = (pin.measure() for pin in from_table.pins("backstitch", flatten(smooth)))
     assert update.value > update.bound
     assert leading.value > leading.bound
     mine = predictions.own_method("mine", wrong.at)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from implicit_reg import _checks
 from implicit_reg._types import Method
-from implicit_reg.predictions import stateless
+from implicit_reg.predictions import from_table, penalties, steps
 from implicit_reg.predictions.prediction import Prediction
 
-ROWS: Mapping[str, Prediction] = {row.name: row for room in (stateless,) for row in room.ROWS}
+ROWS: Mapping[str, Prediction] = {row.name: row for room in (steps, penalties) for row in room.ROWS}
 
 
 def find(name: str) -> Prediction:
@@ -34,6 +34,6 @@ def own_method(name: str, method: Method) -> Prediction:
         formula="derived from the update by exact derivatives",
         source="",
         time_scale="h per step",
-        validity=stateless.SMALL_STEPS,
-        statements=stateless.implied(method),
+        validity=from_table.SMALL_STEPS,
+        statements=steps.implied(method),
     )
