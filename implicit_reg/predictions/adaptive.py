@@ -34,14 +34,19 @@ INSIDE = flows.Rescaling(eps_root=0.01)
 WEIGHT_DECAY = 0.1
 DECAYS = (0.5, 0.7)  # memories short enough for step sizes at which orders are seen in seconds
 DEFAULT_DECAYS = (0.9, 0.999)
-STEP_SIZES = (0.02, 0.01, 0.005, 0.0025, 0.00125)
+STEP_SIZES = (0.01, 0.005, 0.0025, 0.00125, 0.000625)
 TIME = 0.2
 AFTER_TRANSIENT = 2  # records from a zero state: by the first of them 0.7^n is far below every error
 LONG_PAST = 10**6  # a count at which no bias correction is left
 STRAIN = 0.2  # chi up to which two terms are good
 
 DEFAULT_STEP = 1e-3  # Optax's usual step size
-DEFAULT_TIME = 0.5
+DEFAULT_TIME = 0.1  # a hundred steps: ages that grow reach n/2, so that h t2 is a limit on the time and not on h
+# Sizes at which the memory is short against the run, so that an order can be seen: 80000 steps, on losses of few
+# parameters.
+MANY_STEPS = (4e-5, 2e-5, 1e-5, 5e-6)
+MANY_STEPS_TIME = 0.4
+FEW_PARAMETERS = 100
 BETTER = 0.5  # of the error of one term, at most, where ages grow with the step
 
 
@@ -222,6 +227,20 @@ def _default_decays(kind: Kind, objective: Objective, rescaling) -> Criterion:
     )
 
 
+def _many_steps(kind: Kind, objective: Objective, rescaling) -> Orders:
+    """The order at the usual decays, where the run is long against the memory."""
+    return Orders(
+        f"decays {DEFAULT_DECAYS[0]:g} and {DEFAULT_DECAYS[1]:g}, ages that grow with the step",
+        iterates(kind.method(DEFAULT_DECAYS, rescaling), objective),
+        flow_of(kind.terms(objective, DEFAULT_DECAYS, rescaling, growing=True)),
+        (1, 2),
+        one_step=False,
+        step_sizes=MANY_STEPS,
+        time=MANY_STEPS_TIME,
+        num_records=AFTER_TRANSIENT,
+    )
+
+
 def _conditions(kind: Kind, objective: Objective, rescaling) -> Criterion:
     """chi at the finest step size, and what the signs do on the way."""
 
@@ -273,6 +292,8 @@ def _statements(kind: Kind, uncorrected: Kind | None = None) -> Callable:
                 found += (_fresh(uncorrected, objective, inside, "no bias correction, the flow from the ghost point"),)
             if kind.corrected:
                 found += (_default_decays(kind, objective, outside),)
+            if kind.corrected and objective.start.size <= FEW_PARAMETERS:
+                found += (_many_steps(kind, objective, outside),)
             found += (_conditions(kind, objective, outside),)
         if effort >= Effort.FULL:
             found += (
