@@ -7,7 +7,9 @@ functions lay out whole pages; `to_png` and `to_svg` make files of them, the lat
 
 from __future__ import annotations
 
-from implicit_reg.plots.errors import check_figure, error_curves, errors_figure
+from implicit_reg.plots.criteria import gauges, series_curves
+from implicit_reg.plots.errors import error_curves, errors_figure
+from implicit_reg.plots.evidence import check_figure
 from implicit_reg.plots.overview import strip, strip_figure, verify_figures
 from implicit_reg.plots.style import METHOD_COLORS, method_color, to_png, to_svg
 from implicit_reg.plots.training import accuracy_curve, comparison, comparison_figure, learning_curves, training_figure
@@ -21,8 +23,10 @@ __all__ = [
     "comparison_figure",
     "error_curves",
     "errors_figure",
+    "gauges",
     "learning_curves",
     "method_color",
+    "series_curves",
     "strip",
     "strip_figure",
     "to_png",

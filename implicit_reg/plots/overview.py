@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from implicit_reg.plots.errors import KINDS, check_figure, errors_figure
+from implicit_reg.plots.errors import errors_figure
+from implicit_reg.plots.evidence import check_figure
+from implicit_reg.plots.record import (
+    Real,
+    Record,
+    anchor,
+    band,
+    by_statement,
+    cases,
+    count,
+    inequality,
+    is_number,
+    main_cases,
+    number,
+)
 from implicit_reg.plots.style import (
     FAINT,
     GRID,
@@ -11,20 +25,29 @@ from implicit_reg.plots.style import (
     VERDICTS,
     Axes,
     Figure,
-    Real,
-    Record,
+    draw_in_inches,
     method_color,
     new_figure,
-    number,
-    plain,
+    place,
     sign,
     style,
+    wrapped,
 )
 from implicit_reg.plots.trajectories import trajectories_figure
 
+_ROW = 0.27  # inches
+_TITLE, _MARKS, _ORDER = 0.34, 0.19, 0.7  # where titles begin, the width of a mark and of an order
+_GAP = 0.13  # between the statements of a row
+_TITLE_WIDTH, _BAND_WIDTH = 3.15, 2.0
+
 
 def strip(record: Record, ax: Axes) -> Axes:
-    """All checks at a glance: a row per method and loss, a column per statement, verdicts by shape and color.
+    """All checks at a glance: a row per prediction, a mark per statement and loss, the orders of the main statement.
+
+    Verdicts are told apart by shape and color. From the left: the prediction's verdict and title; its cases, those of
+    one statement side by side, one for each loss; the orders measured at fixed time with 1, 2, ... terms, each with the
+    expected one in parentheses (where a row has no order, the number against its bound); and how far into its range of
+    validity the finest step size lies.
 
     Args:
       record: of a run of `verify`.
@@ -39,83 +62,87 @@ def strip(record: Record, ax: Axes) -> Axes:
       >>> check = {"name": "gd", "verdict": "holds", "details": {"title": "Gradient descent"}}
       >>> ax = strip({"checks": [check]}, Figure().subplots())
       >>> [text.get_text() for text in ax.texts]
-      ['Gradient descent', 'holds']
+      ['prediction', 'statements on losses', 'range of validity', 'Gradient descent']
     """
-    columns = _columns(record)
-    y = 0.0
-    for check in record["checks"]:
-        losses = check["details"].get("losses") or []
+    width, _ = draw_in_inches(ax)
+    checks = record["checks"]
+    marks_at = _TITLE + _TITLE_WIDTH
+    orders_at = marks_at + max([1.0, *(_marks_width(check) for check in checks)]) + 0.3
+    bands_at = orders_at + max(2, _num_orders(checks)) * _ORDER + 0.1
+    heads = [(_TITLE, "prediction"), (marks_at - 0.08, "statements on losses"), (bands_at, "range of validity")]
+    heads += [(orders_at + p * _ORDER, count(p + 1, "term")) for p in range(_num_orders(checks))]
+    for x, text in heads:
+        ax.text(x, 0.16, text, fontsize=7.5, color=MUTED, va="center")
+    ax.plot([0, width], [0.3] * 2, color=FAINT, lw=0.8)
+    for k, check in enumerate(checks):
+        y = 0.3 + (k + 0.5) * _ROW
+        if k:
+            ax.plot([0, width], [y - _ROW / 2] * 2, color=GRID, lw=0.5, zorder=0)
+        ax.plot([0.14], [y], **_marker(check["verdict"], 7.6), zorder=3)
         ax.text(
-            -4.6, y, plain(check["details"]["title"]), va="center", color=method_color(check["name"]), fontweight="bold"
-        )
-        if not losses:
-            _mark(ax, 0, y, check["verdict"], plain(check.get("criterion") or check["verdict"]))
-            y += 1.0
-        for loss in losses:
-            ax.text(-0.75, y, plain(loss["name"]), va="center", ha="right", color=MUTED, fontsize=8)
-            cells = _cells(loss)
-            for key, (x, _) in columns.items():
-                if key in cells:
-                    _mark(ax, x, y, *cells[key])
-            y += 1.0
-        ax.axhline(y - 0.35, color=GRID, lw=0.7, zorder=0)
-        y += 0.3
-    for x, label in columns.values():
-        ax.text(x, -0.85, label, ha="center", va="bottom", fontsize=7.5, color=MUTED)
-    for kind, label in KINDS.items():
-        xs = [x for key, (x, _) in columns.items() if key[0] == kind]
-        if xs:
-            ax.plot([min(xs) - 0.35, max(xs) + 0.35], [-1.45] * 2, color=FAINT, lw=0.7)
-            text = f"order {label}, measured"
-            ax.text((min(xs) + max(xs)) / 2, -1.6, text, ha="center", va="bottom", fontsize=8, color=INK)
-    right = max((x for x, _ in columns.values()), default=2.0)
-    ax.set_xlim(-4.7, right + 0.8)
-    ax.set_ylim(y - 0.3, -2.3)
-    ax.axis("off")
+            _TITLE, y, wrapped(check["details"]["title"], 42, 1), va="center", fontsize=8, fontweight="bold",
+            color=method_color(check["name"]), url="#" + anchor(check["name"]),
+        )  # fmt: skip
+        x = marks_at
+        for found in by_statement(cases(check)).values():
+            for case in found:
+                ax.plot([x], [y], **_marker(case["verdict"], 5.6), zorder=3)
+                x += _MARKS
+            x += _GAP
+        _results(ax, check, orders_at, y, bands_at - orders_at)
+        if word := band(check):
+            ink = {"fine": INK, "caution": "#8a6a00"}.get(word, VERDICTS["fails"][1])
+            ax.text(bands_at, y, f"{word}{_trust(check)}", va="center", fontsize=7.2, color=ink)
     return ax
 
 
-def _columns(record: Record) -> dict[tuple[str, int], tuple[Real, str]]:
-    """Where the columns stand and what they say: `(kind, terms) -> (x, label)`, in the order of the page."""
-    losses = [loss for check in record["checks"] for loss in check["details"].get("losses") or []]
-    terms = sorted({row["terms"] for loss in losses for row in loss["truncations"]})
-    columns, x = {}, 0.0
-    for kind in KINDS:
-        for n in terms:
-            columns[kind, n] = (x, f"{n} term{'s' * (n != 1)}")
-            x += 1.0
-        x += 0.5 if terms else 0.0
-    for key, label in (("update", "update is\nthe published"), ("leading", "correction is\nthe published")):
-        if any(loss.get(key) for loss in losses):
-            columns[key, 0] = (x + 0.15, label)
-            x += 1.3
-    return columns
+def _marks_width(check: Record) -> Real:
+    groups = by_statement(cases(check))
+    return sum(len(found) * _MARKS + _GAP for found in groups.values())
 
 
-def _cells(loss: Record) -> dict[tuple[str, int], tuple[str, str]]:
-    """`(kind, terms) -> (verdict, number to print)` of one loss."""
-    cells = {}
-    for row in loss["truncations"]:
-        for kind in KINDS:
-            if row.get(kind):
-                cells[kind, row["terms"]] = (row[kind]["verdict"], number(row[kind]["measured"]))
-    for key in ("update", "leading"):
-        if loss.get(key):
-            cells[key, 0] = (loss[key]["verdict"], number(loss[key]["error"], ".0e"))
-    return cells
+def _num_orders(checks: list[Record]) -> int:
+    return max((len(check.get("expected") or []) for check in checks), default=0)
 
 
-def _mark(ax: Axes, x: Real, y: Real, verdict: str, text: str) -> None:
-    ax.plot([x - 0.24], [y], **_marker(verdict), zorder=3)
-    alarm = verdict == "fails"
-    ink, weight = (VERDICTS[verdict][1], "bold") if alarm else (INK, "normal")
-    ax.text(x - 0.08, y, text, va="center", ha="left", fontsize=7.5, color=ink, fontweight=weight)
+def _results(ax: Axes, check: Record, x: Real, y: Real, room: Real) -> None:
+    """The measured orders beside the expected ones, or a number beside its bound."""
+    if not check.get("expected"):
+        numbers = [case for case in main_cases(check) if case["kind"] == "criterion"]
+        if numbers:
+            worst = min(numbers, key=lambda case: ["fails", "could not measure", "holds"].index(case["verdict"]))
+            alarm = worst["verdict"] == "fails"
+            ax.text(
+                x, y, inequality(worst), va="center", fontsize=7.5, color=VERDICTS["fails"][1] if alarm else INK,
+                fontweight="bold" if alarm else "normal",
+            )  # fmt: skip
+            if room > 2.4 and worst["statement"]:
+                words = wrapped(worst["statement"], int(17 * (room - 1.3)), 1)
+                ax.text(x + 1.3, y, words, va="center", fontsize=7, color=MUTED)
+        return
+    for p, (expected, found) in enumerate(zip(check["expected"], check["measured"], strict=True)):
+        curves = [case["truncations"][p]["fixed_time"] for case in main_cases(check) if case["kind"] == "order"]
+        alarm = any(curve["verdict"] == "fails" for curve in curves)
+        ink, weight = (VERDICTS["fails"][1], "bold") if alarm else (INK if is_number(found) else MUTED, "normal")
+        at = x + p * _ORDER
+        ax.text(at, y, number(found), va="center", fontsize=7.5, color=ink, fontweight=weight)
+        ax.text(at + 0.3, y, f"({expected:g})", va="center", fontsize=7, color=FAINT)
 
 
-def _marker(verdict: str) -> Record:
+def _trust(check: Record) -> str:
+    """The largest value, over the main statement's losses, of the number by which a row is trusted."""
+    found = [case["validity"] for case in main_cases(check) if case.get("validity")]
+    found = [validity for validity in found if validity.get("x") and is_number(validity["x"][-1])]
+    if not found:
+        return ""
+    most = max(found, key=lambda validity: validity["x"][-1])
+    return f"  {wrapped(most['quantity'], 22, 1)} = {most['x'][-1]:.2g}"
+
+
+def _marker(verdict: str, size: Real) -> Record:
     shape, color, _ = VERDICTS[verdict]
     fill, rim = ("none", 1.2) if verdict == "could not measure" else (color, 0)
-    return {"ls": "", "marker": shape, "ms": 7.2, "mec": color, "mfc": fill, "mew": rim}
+    return {"ls": "", "marker": shape, "ms": size, "mec": color, "mfc": fill, "mew": rim}
 
 
 def strip_figure(record: Record) -> Figure:
@@ -133,23 +160,24 @@ def strip_figure(record: Record) -> Figure:
       >>> len(strip_figure({"checks": [check]}).axes)
       1
     """
-    rows = sum(max(1, len(check["details"].get("losses") or [])) for check in record["checks"])
+    checks = record["checks"]
     with style():
-        figure = new_figure(10.4, 0.26 * rows + 0.08 * len(record["checks"]) + 1.15)
-        ax = strip(record, figure.subplots())
-        present = [v for v in VERDICTS if any(v in _verdicts(check) for check in record["checks"])]
-        for verdict in present:
-            ax.plot([], [], **_marker(verdict), label=verdict)
+        marks = max([1.0, *(_marks_width(check) for check in checks)])
+        width = _TITLE + _TITLE_WIDTH + marks + 0.4 + max(2, _num_orders(checks)) * _ORDER + _BAND_WIDTH
+        height = 0.32 + _ROW * len(checks)
+        figure = new_figure(width + 0.2, height + 0.8, layout=None)
+        ax = strip(record, place(figure, 0.1, 0.3, width, height))
+        present = {check["verdict"] for check in checks} | {c["verdict"] for check in checks for c in cases(check)}
+        for verdict in VERDICTS:
+            if verdict in present:
+                ax.plot([], [], **_marker(verdict, 7), label=verdict)
         figure.legend(
-            loc="outside upper left", frameon=False, ncols=3, fontsize=7.5, labelcolor=MUTED, handletextpad=0.2
-        )
-        sign(figure, "", record)
+            loc="upper left", bbox_to_anchor=(0.0, 1.0), frameon=False, ncols=3, fontsize=7.5, labelcolor=MUTED,
+            handletextpad=0.2, borderaxespad=0.25,
+        )  # fmt: skip
+        text = "Marks in a group: one statement on its losses. Numbers: orders measured at fixed time (expected)"
+        sign(figure, text, record)
     return figure
-
-
-def _verdicts(check: Record) -> set[str]:
-    losses = check["details"].get("losses") or []
-    return {verdict for loss in losses for verdict, _ in _cells(loss).values()} or {check["verdict"]}
 
 
 def verify_figures(record: Record) -> dict[str, Figure]:
@@ -159,8 +187,8 @@ def verify_figures(record: Record) -> dict[str, Figure]:
       record: as `results.json` holds it.
 
     Returns:
-      `strip`, `errors`, `trajectories` where the record has them, and `errors-NAME` per check with losses; all of them
-      go into the report by these names.
+      `strip`, `errors` where a main statement has an order, `trajectories` where the record has them, and `check-NAME`
+      for each check with cases; all of them go into the report by these names.
 
     Example:
       >>> from implicit_reg.plots import verify_figures
@@ -169,9 +197,9 @@ def verify_figures(record: Record) -> dict[str, Figure]:
       ['strip']
     """
     figures = {"strip": strip_figure(record)}
-    checks = [check for check in record["checks"] if check["details"].get("losses")]
-    if checks:
+    if any(case["kind"] == "order" for check in record["checks"] for case in main_cases(check)):
         figures["errors"] = errors_figure(record)
     if (record.get("trajectories") or {}).get("runs"):
         figures["trajectories"] = trajectories_figure(record)
-    return figures | {f"errors-{check['name']}": check_figure(check, record) for check in checks}
+    checks = [check for check in record["checks"] if cases(check)]
+    return figures | {f"check-{check['name']}": check_figure(check, record) for check in checks}

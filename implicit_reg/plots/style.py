@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from implicit_reg.plots.record import Real, Record, cases, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,20 +19,36 @@ else:
     Axes: TypeAlias = object  # matplotlib is not imported before something is drawn
     Figure: TypeAlias = object
 
-Record: TypeAlias = dict[str, Any]
-Real: TypeAlias = float | int
-
 METHOD_COLORS: dict[str, str] = {
     "gd": "#0072b2",
     "gradient-penalty": "#00916a",
     "finite-difference-penalty": "#7a8b00",
+    "weight-decay": "#3a7d54",
     "backstitch": "#d55e00",
+    "backstitch-shuffled": "#b04a00",
     "alternating": "#b4478f",
     "sam": "#c08a00",
+    "sam-unnormalized": "#997000",
     "flooding": "#3d97cf",
+    "flooding-pair": "#2886bd",
+    "flooding-minibatch-pair": "#2f7299",
+    "flooding-level-set": "#4a80b5",
     "gradient-noise": "#7c6bc4",
+    "heavy-ball": "#8a5bb8",
+    "nesterov": "#6b4fa8",
+    "ema": "#9d6cc2",
+    "adam": "#c4456b",
+    "adamw": "#a8325a",
+    "nadam": "#cf5f80",
+    "rmsprop": "#934060",
+    "sgd-shuffled": "#6c7a14",
+    "sgd-replacement": "#8a8420",
+    "principal-flow": "#00808f",
+    "central-flow": "#11707a",
+    "two-player": "#94614f",
 }
-"""One color per method, in every picture: the hues of Okabe and Ito, for color-blind eyes, dark enough for text."""
+"""One color per method and prediction, in every picture: the hues of Okabe and Ito, for color-blind eyes, dark enough
+for text; relatives are shades of one hue, and no picture tells them apart by color alone."""
 
 _OTHER_COLORS = ("#5b6770", "#8c564b", "#4b6fae", "#a0522d", "#2f7f86")
 
@@ -140,10 +159,11 @@ def to_svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :].strip()
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable}, {color})")
-    # Glyphs and clips are referred to by identifiers, which must differ between the pictures of one page.
+    # Glyphs and clips are referred to by identifiers, which must differ between the pictures of one page. What begins
+    # with check- is an anchor of the page itself.
     prefix = re.sub(r"[^A-Za-z0-9]", "-", name)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    return re.sub(r'(href="|url\()#', rf"\1#{prefix}-", text)
+    return re.sub(r'(href="|url\()#(?!check-)', rf"\1#{prefix}-", text)
 
 
 def style(**more: Any):
@@ -153,11 +173,62 @@ def style(**more: Any):
     return matplotlib.rc_context(RC | more)
 
 
-def new_figure(width: Real, height: Real) -> Figure:
+def new_figure(width: Real, height: Real, *, layout: str | None = "constrained") -> Figure:
     """A figure that no global state knows of: nothing to close, no window, any thread."""
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    return MatplotlibFigure(figsize=(width, height), layout="constrained")
+    return MatplotlibFigure(figsize=(width, height), layout=layout)
+
+
+def place(figure: Figure, left: Real, top: Real, width: Real, height: Real) -> Axes:
+    """Axes at a place in inches from the figure's upper left corner.
+
+    Two ways to lay out many panels: (1) matplotlib's constrained layout, which draws everything twice; (2) fixed
+    places. The pictures of `verify` hold a hundred panels and share its three minutes. We do (2) there, (1) elsewhere.
+    """
+    total_width, total_height = figure.get_size_inches()
+    bottom = (total_height - top - height) / total_height
+    return figure.add_axes((left / total_width, bottom, width / total_width, height / total_height))
+
+
+def label(ax: Axes, *, x: str = "", y: str = "", title: str = "", pad: Real = 7, **font: Any) -> None:
+    """Title and labels of axes made by `place`, at fixed distances.
+
+    Matplotlib would look for room by measuring every tick's label; that took a third of the time of a page.
+    """
+    width, height = (size * share for size, share in zip(axes_size(ax), (72, 72), strict=True))
+    if x:
+        ax.set_xlabel(x)
+        ax.xaxis.set_label_coords(0.5, -19 / height)
+    if y:
+        ax.set_ylabel(y, linespacing=1.1)
+        ax.yaxis.set_label_coords(-31 / width, 0.5)
+    if title:
+        ax.set_title(title, y=1.0, pad=pad, **font)
+
+
+def axes_size(ax: Axes) -> tuple[Real, Real]:
+    """Width and height of axes in inches."""
+    figure, box = ax.get_figure(), ax.get_position()
+    return box.width * figure.get_size_inches()[0], box.height * figure.get_size_inches()[1]
+
+
+def draw_in_inches(ax: Axes) -> tuple[Real, Real]:
+    """Makes the axes a sheet of paper: coordinates are inches from its upper left corner; returns its size."""
+    ax.axis("off")
+    size = axes_size(ax)
+    ax.set_xlim(0, size[0])
+    ax.set_ylim(size[1], 0)
+    return size
+
+
+def power_of_ten(value: Real, position: int | None = None) -> str:
+    """A tick's label such as 10⁻³. Matplotlib's own needs its parser of mathematics, which is slow for so many."""
+    exponent = round(math.log10(value)) if value > 0 else 0
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def halo():
@@ -178,18 +249,11 @@ def measured(values: Sequence[Real | None]) -> list[Real]:
     return [math.nan if value is None else float(value) for value in values]
 
 
-def number(value: Any, form: str = ".2f") -> str:
-    """A number for a label; a question mark where it could not be measured."""
-    return format(value, form) if is_number(value) else "?"
+def spread(positions: Sequence[Real], gap: Real, low: Real = -math.inf, high: Real = math.inf) -> list[Real]:
+    """The positions, moved apart as little as needed until neighbors are `gap` apart: for labels that would collide.
 
-
-def is_number(value: Any) -> bool:
-    """Whether there is a finite number to show."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def spread(positions: Sequence[Real], gap: Real) -> list[Real]:
-    """The positions, moved apart as little as needed until neighbors are `gap` apart: for labels that would collide."""
+    They stay between `low` and `high`; where there is no room for all, the lowest are pushed out below.
+    """
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     clusters: list[tuple[Real, int]] = []  # (center, members); a cluster stands on the mean of what it holds
     for i in order:
@@ -199,6 +263,9 @@ def spread(positions: Sequence[Real], gap: Real) -> list[Real]:
             center, size = (center * size + other * count) / (size + count), size + count
         clusters.append((center, size))
     placed = [center + (k - (size - 1) / 2) * gap for center, size in clusters for k in range(size)]
+    # Both bounds are sequences with the same gap, so that neighbors stay apart.
+    placed = [max(position, low + k * gap) for k, position in enumerate(placed)]
+    placed = [min(position, high - (len(placed) - 1 - k) * gap) for k, position in enumerate(placed)]
     result = [0.0] * len(positions)
     for i, position in zip(order, placed, strict=True):
         result[i] = position
@@ -209,11 +276,13 @@ def caption(record: Record) -> str:
     """Sizes, seed and precision of a run of `verify`, for the line under a picture."""
     sizes: dict[str, int] = {}
     for check in record.get("checks", []):
-        for loss in check.get("details", {}).get("losses", []):
-            if is_number(loss.get("num_params")):
-                sizes[str(loss["name"])] = loss["num_params"]
+        for case in cases(check):
+            if is_number(case.get("num_params")):
+                sizes[str(case["loss"])] = case["num_params"]
     parts = [f"{name}: n = {size} parameters" for name, size in sizes.items()]
     config, environment = record.get("config", {}), record.get("environment", {})
+    if record.get("preset"):
+        parts.append(f"preset {record['preset']}")
     if config.get("seed") is not None:
         parts.append(f"seed {config['seed']}")
     dtype = config.get("dtype") or environment.get("dtype")
@@ -221,11 +290,18 @@ def caption(record: Record) -> str:
 
 
 def sign(figure: Figure, text: str, record: Record) -> None:
-    """The line under a picture: how to read it, and sizes, seed and precision."""
+    """The lines under a picture: how to read it, and sizes, seed and precision."""
     text = ". ".join(part for part in (text, plain(caption(record))) if part)
-    figure.supxlabel(text + "." * bool(text), fontsize=7, color=MUTED, ha="left", x=0.01)
+    lines = textwrap.wrap(text + "." * bool(text), max(40, int(17 * figure.get_size_inches()[0])))
+    figure.supxlabel("\n".join(lines), fontsize=7, color=MUTED, ha="left", x=0.01)
 
 
 def plain(text: Any) -> str:
     """Text that is not to be read as mathematics, whatever a user called things."""
     return str(text).replace("$", r"\$")
+
+
+def wrapped(text: Any, width: int, max_lines: int = 2) -> str:
+    """The text in at most so many lines of at most so many characters, with an ellipsis where it is longer."""
+    lines = textwrap.wrap(str(text), width, max_lines=max_lines, placeholder=" …")
+    return plain("\n".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from implicit_reg.plots.record import Real, Record, is_number, number
 from implicit_reg.plots.style import (
     FAINT,
     GRID,
@@ -12,15 +13,11 @@ from implicit_reg.plots.style import (
     PAPER,
     Axes,
     Figure,
-    Real,
-    Record,
     halo,
-    is_number,
     measured,
     method_color,
     mix,
     new_figure,
-    number,
     plain,
     style,
 )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from implicit_reg.plots.record import Real, Record
 from implicit_reg.plots.style import (
     FAINT,
     INK,
@@ -14,8 +15,6 @@ from implicit_reg.plots.style import (
     PAPER,
     Axes,
     Figure,
-    Real,
-    Record,
     method_color,
     new_figure,
     plain,
