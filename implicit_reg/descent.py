@@ -59,8 +59,8 @@ def optimizer_step(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> sgd = optax.sgd(0.25)
-      >>> optimizer_step(sgd, lambda x: 0.5 * x**2, jnp.array(1.0), sgd.init(jnp.array(1.0)))[0]
-      Array(0.75, dtype=float32, weak_type=True)
+      >>> float(optimizer_step(sgd, lambda x: 0.5 * x**2, jnp.array(1.0), sgd.init(jnp.array(1.0)))[0])
+      0.75
     """
     transformation = optax.with_extra_args_support(transformation)
     updates, state = _update("optimizer_step", transformation, loss_fn, params, state, batch)
