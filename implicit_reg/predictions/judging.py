@@ -17,7 +17,7 @@ FLOOR_MARGIN = 30.0  # an error counts while it stands this far above the floor 
 
 
 def judge(
-    step_sizes: Sequence[float] | np.ndarray, error: Any, mutant_error: Any, expected: float, floor: float
+    step_sizes: Sequence[float] | np.ndarray, error: Any, mutant_error: Any, expected: float | int, floor: float
 ) -> dict:
     """The order of `error` on the finest pair, and whether it can be told from another one.
 
