@@ -145,7 +145,7 @@ def test_strip_shows_every_verdict_by_shape_and_color(troubled):
     assert len({shape for shape, *_ in VERDICTS.values()}) == len(VERDICTS)
     shown = texts(ax)
     assert {"1.46", "(2)", "?", "0.00031 ≤ 0.01", "0.074 > 0.05", "A method of one's own"} <= set(shown)
-    assert "caution  h max|lambda| = 0.4" in shown
+    assert "caution · h max|lambda| = 0.4" in shown
     (failed,) = [text for text in ax.texts if text.get_text() == "1.46"]
     assert failed.get_color() == VERDICTS["fails"][1]
 

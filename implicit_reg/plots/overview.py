@@ -136,7 +136,7 @@ def _trust(check: Record) -> str:
     if not found:
         return ""
     most = max(found, key=lambda validity: validity["x"][-1])
-    return f"  {wrapped(most['quantity'], 22, 1)} = {most['x'][-1]:.2g}"
+    return f" · {wrapped(most['quantity'], 22, 1)} = {most['x'][-1]:.2g}"
 
 
 def _marker(verdict: str, size: Real) -> Record:
