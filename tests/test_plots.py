@@ -210,6 +210,11 @@ def test_gauges_show_values_on_their_side_of_the_bound(troubled):
             assert len(found) == (case[key] is not None)
             for x in found:
                 assert (x < bound) == (case[key] < case["bound"])
+    for case, line, shade in zip(cases, bounds, ax.collections, strict=True):  # the side that was asked for
+        ends = shade.get_paths()[0].get_extents()
+        near, far = (ends.x1, ends.x0) if case["at_most"] else (ends.x0, ends.x1)
+        assert near == pytest.approx(line.get_xdata()[0])
+        assert (far < near) == case["at_most"]
     assert {"0.074 > 0.05", "0.98 ≥ 0.9", "? ≤ 0.1 ?", "wrong: -0.97"} <= set(texts(ax))
 
 
