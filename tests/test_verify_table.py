@@ -6,7 +6,7 @@ import fake_records
 import pytest
 from rich.console import Console
 
-from implicit_reg.cli._verify_table import failure_lines, verify_table
+from implicit_reg.cli._verify_table import reasons, verify_table
 
 
 def lines(record):
@@ -54,7 +54,7 @@ def test_markup_in_a_name_is_text(troubled):
 
 
 def test_a_line_for_each_case_that_does_not_hold(troubled):
-    assert failure_lines(troubled) == [
+    assert reasons(troubled) == [
         "backstitch on nonquadratic: fails: 2 terms at fixed time: order 1.46 where 2 was predicted",
         "sam on digits-tanh: could not measure: 3 terms after one step: the error 1.0e-13 is too near to the floor "
         "1.0e-13",
@@ -64,4 +64,4 @@ def test_a_line_for_each_case_that_does_not_hold(troubled):
         "central-flow on nonquadratic, time-averaged loss: could not measure: the number is not finite: something "
         "diverged",
     ]
-    assert failure_lines(fake_records.verify_record()) == []
+    assert reasons(fake_records.verify_record()) == []

@@ -77,7 +77,7 @@ def _orders(orders: Sequence[float | int]) -> str:
     return " ".join(f"{order:g}" for order in orders)
 
 
-def failure_lines(record: dict[str, Any]) -> list[str]:
+def reasons(record: dict[str, Any]) -> list[str]:
     """Why something does not hold: a line for each case that does not.
 
     Args:
@@ -87,14 +87,14 @@ def failure_lines(record: dict[str, Any]) -> list[str]:
       Lines such as `backstitch on nonquadratic: fails: 2 terms at fixed time: order 1.46 where 2 was predicted`.
 
     Example:
-      >>> from implicit_reg.cli._verify_table import failure_lines
+      >>> from implicit_reg.cli._verify_table import reasons
       >>> case = {"kind": "criterion", "statement": "mean", "loss": "bowl", "verdict": "fails", "value": 3.0,
       ...         "bound": 1.0, "at_most": True, "reason": None}
-      >>> failure_lines({"checks": [{"name": "gd", "details": {"cases": [case]}}]})
+      >>> reasons({"checks": [{"name": "gd", "details": {"cases": [case]}}]})
       ['gd on bowl, mean: fails: 3 > 1']
     """
     return [
-        f"{check['name']} on {loss}{f', {statement}' if statement else ''}: {verdict}: {'; '.join(reasons)}"
+        f"{check['name']} on {loss}{f', {statement}' if statement else ''}: {verdict}: {'; '.join(why)}"
         for check in record["checks"]
-        for statement, loss, verdict, reasons in findings(check)
+        for statement, loss, verdict, why in findings(check)
     ]
