@@ -125,9 +125,11 @@ def _discrete_moments(objective: Objective, weight: float) -> Recurrence:
 
 
 def _discrete(objective: Objective) -> Criterion:
-    """The covariance moves the mean of n steps by `n (n - 1) h^3/2` times something: by order 1 in h for n = t/h large,
+    """At a fixed n every term shows its order.
 
-    which takes more steps than can be enumerated. At a fixed n every term shows its order. With two minibatches the
+    The covariance moves the mean of n steps by `n (n - 1) h^3/2` times something: by order 1 in h for n = t/h large,
+
+    which takes more steps than can be enumerated. With two minibatches the
     deviations would have no third moment, and the error would be of order 5.
     """
     draws = np.array(list(itertools.product(range(NUM_BATCHES), repeat=FEW_DRAWS)), np.int32)
@@ -153,10 +155,11 @@ def _draws(objective: Objective, num: int = NUM_DRAWS, method=optax.sgd, **optio
     return population(method, objective.minibatches(DRAWN), single_batches(DRAWN), num, **options)
 
 
-def _over_steps(name: str, runs: Recurrence, reference: Flow | Recurrence, expected: tuple, one_step=True) -> Orders:
-    return Orders(
-        name, runs, reference, expected, step_sizes=REPLACEMENT_STEP_SIZES, time=TIME, num_records=1, **options
-    )
+def _over_steps(
+    name: str, runs: Recurrence, reference: Flow | Recurrence, expected: tuple[int, ...], *, one_step: bool = True
+) -> Orders:
+    sizes = REPLACEMENT_STEP_SIZES
+    return Orders(name, runs, reference, expected, one_step, step_sizes=sizes, time=TIME, num_records=1)
 
 
 def _one_drawn_epoch(objective: Objective) -> Criterion:
