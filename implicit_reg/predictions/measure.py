@@ -121,7 +121,7 @@ def check_applicable(
                     check_step_sizes(statement.step_sizes, statement.time, statement.num_records)
 
 
-def _headline(main: Sequence[dict]) -> tuple[list[float], list[float | None]]:
+def _headline(main: Sequence[dict]) -> tuple[list[float | int], list[float | None]]:
     """Expected and measured orders at fixed time, each on the loss that deviates most or could not be measured."""
     if not main:
         return [], []
