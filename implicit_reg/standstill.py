@@ -145,6 +145,9 @@ def watch_frozen(
         memory=memory if memory < num_steps // 2 else None,
         sizes=sizes,
         drift=float(changes[-2] / end),
-        periods=tuple(float(changes[-1 - p] / end) for p in range(2, 9)),
+        # Not the last update against one before alone: of three steps in a row two may be empty.
+        periods=tuple(
+            float(max(changes[-1 - p], np.abs(changes[-16:] - changes[-16 - p : -p]).max()) / end) for p in range(2, 9)
+        ),
         halves=float(changes[num_steps // 2 - 1] / end),
     )

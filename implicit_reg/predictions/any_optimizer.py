@@ -39,7 +39,14 @@ from implicit_reg.problems import Problem
 from implicit_reg.standstill import refuse_randomness, watch_frozen
 
 NUM_RECORDS = 5
-STEP_SIZES = (0.05, 0.025, 0.0125, 0.00625, 0.003125)  # where something is remembered, for the series converge sooner
+SHORT_MEMORY = 40  # steps for which the default step sizes are made; a decay of one half has 33
+STEP_SIZES = (
+    0.025,
+    0.0125,
+    0.00625,
+    0.003125,
+    0.0015625,
+)  # where something is remembered, for the series converge sooner
 
 Fields = VectorField | Sequence[VectorField] | None
 
@@ -179,6 +186,8 @@ def check_own(
             # Exact derivatives are cheap enough for the third term, and larger steps keep its error above the floor.
             larger = step_sizes or stateless.STEP_SIZES
             found = [dataclasses.replace(subject, order=3, step_sizes=larger) for subject in found]
+        elif step_sizes is None:
+            found = [dataclasses.replace(subject, step_sizes=_default_steps(subject)) for subject in found]
         subjects = {subject.problem.name: subject for subject in found}
         if len(subjects) < len(problems):
             raise ValueError(f"verify: `problems` must have different names, got {[p.name for p in problems]}")
@@ -206,10 +215,16 @@ def check_own(
     for subject, seen in zip(subjects.values(), dynamics, strict=True):
         if subject.objection:
             cases.append(_unmeasured(subject, subject.objection))
-        own_run.explain(cases, seen)
+        own_run.explain(cases, seen, derived=not fields)
     found["verdict"] = worst(case["verdict"] for case in cases)
     found["details"]["dynamics"] = dynamics
     return found
+
+
+def _default_steps(subject: Subject) -> tuple[float, ...]:
+    """Smaller ones for a longer memory: the series in h converges for steps the smaller the more is remembered."""
+    halvings = np.ceil(np.log2(max(1.0, (subject.frozen.memory or 0) / SHORT_MEMORY)))
+    return tuple(float(h * 0.5**halvings) for h in STEP_SIZES)
 
 
 def _subject(method: Callable, problem: Problem, fields: tuple, step_sizes: tuple[float, ...], order: int) -> Subject:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ from jax.flatten_util import ravel_pytree
 from implicit_reg.descent import descend
 from implicit_reg.flows.empirical import empirical_vector_field
 from implicit_reg.predictions import validity
-from implicit_reg.predictions.judging import HOLDS
+from implicit_reg.predictions.judging import FAILS, HOLDS, ORDER_TOLERANCE, UNMEASURED, worst
+from implicit_reg.predictions.objective import Objective
 from implicit_reg.predictions.prediction import Criterion, Finding
 from implicit_reg.predictions.subject import Subject
 
@@ -95,6 +96,17 @@ def _opposed(x: np.ndarray) -> float:
         return float(np.mean(np.sum(updates[1:] * updates[:-1], axis=1) < 0))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Updates(Objective):
+    """An update in the place of a gradient, so that kinks are looked for in it."""
+
+    along: Callable | None = None
+
+    @property
+    def gradient(self) -> Callable:
+        return self.along
+
+
 def _roughness(subject: Subject, ends: np.ndarray) -> str | None:
     """Kinks of the update at a standstill along the segment that the run spans, those of the gradient included."""
     h, unravel = subject.step_sizes[-1], subject.unravel
@@ -103,7 +115,8 @@ def _roughness(subject: Subject, ends: np.ndarray) -> str | None:
     else:
         slow = subject.slow(1)
         gradient = lambda x: ravel_pytree(slow.update(h, unravel(x)))[0] / h  # noqa: E731
-    seen = validity.roughness(SimpleNamespace(gradient=gradient), jnp.asarray(ends[0]), jnp.asarray(ends[1]))
+    updates = _Updates(subject.problem.name, jnp.asarray(ends[0]), subject.problem.loss_fn, along=gradient)
+    seen = validity.roughness(updates, *ends)
     return (
         None
         if seen is None
@@ -170,12 +183,16 @@ def dynamics(subject: Subject, observed: Callable[[], Observation]) -> dict:
     return found | {"first_step": seen.first_step, "opposed": seen.opposed, "roughness": seen.roughness}
 
 
-def explain(cases: list[dict], seen: dict) -> None:
-    """Adds what was seen along the run to the reason of whatever does not hold on that loss."""
+def explain(cases: list[dict], seen: dict, *, derived: bool) -> None:
+    """Adds what was seen along the run to the reason of whatever does not hold on that loss.
+
+    Nobody claimed a derived field: where nothing rough was seen and the slopes have not settled, or a wrong last term
+    cannot be told from the right one, the step sizes are too large to see an order, and that is what the verdict says.
+    """
     words = [] if not seen["roughness"] else [seen["roughness"]]
     if seen["opposed"] and seen["opposed"] > OPPOSED:
         words.append(
-            f"{seen['opposed']:.0%} of the updates turn back on the one before: an oscillation, which no flow has"
+            f"{seen['opposed']:.0%} of the updates turn back on the one before: an oscillation, as no flow has"
         )
     for case in cases:
         if case["loss"] != seen["loss"] or case["verdict"] == HOLDS:
@@ -184,3 +201,13 @@ def explain(cases: list[dict], seen: dict) -> None:
         for judged in curves or [case]:
             if judged["verdict"] != HOLDS and judged["reason"]:
                 judged["reason"] = "; ".join([judged["reason"], *(w for w in words if w not in judged["reason"])])
+            if derived and curves and judged["verdict"] == FAILS and not words and _unsettled(judged):
+                judged["verdict"] = UNMEASURED
+                judged["reason"] += "; the slopes have not settled: take smaller step sizes"
+        if curves:
+            case["verdict"] = worst(curve["verdict"] for curve in curves)
+
+
+def _unsettled(curve: dict) -> bool:
+    *_, before, last = [np.nan, *(np.nan if slope is None else slope for slope in curve["slopes"])]
+    return not abs(last - before) <= ORDER_TOLERANCE or not abs(last - (curve["mutant"] or np.nan)) > ORDER_TOLERANCE
