@@ -224,7 +224,8 @@ def momentum_shuffled_terms(
 
     with `eta = h/(1 - decay)`. A gradient of r steps ago has moved the point by `(1 - decay^r)/(1 - decay)` of itself,
     and a pair of different minibatches r steps apart, of which an epoch has m - r, has
-    `<H_i (g_j - g)> = -<(H_k - H)(g_k - g)>/(m - 1)`; pairs in different epochs are independent. So the memory multiplies the two parts of `F_2` differently: `kappa` is 1
+    `<H_i (g_j - g)> = -<(H_k - H)(g_k - g)>/(m - 1)`; pairs in different epochs are independent. So the memory
+    multiplies the two parts of `F_2` differently: `kappa` is 1
     for m = 2 whatever the decay, and tends to `1/(1 - decay)`, not to the larger factor of the full-batch part, for
     long epochs. `decay = 0` is `shuffled_terms`.
 

@@ -70,9 +70,9 @@ def order_against(
     name: str,
     wanted: str,
     runs: Recurrence,
-    said: Flow,
-    other: Flow,
-    expected: float,
+    said: Flow | Recurrence,
+    other: Flow | Recurrence,
+    expected: float | int,
     objective: Objective,
     *,
     step_sizes: tuple[float, ...] = STEP_SIZES,
@@ -232,7 +232,7 @@ def sampled_orders(objective: Objective, m: int) -> Criterion:
     return Criterion(f"one epoch, {SAMPLE} sampled orders of {m}", wanted, measure)
 
 
-def spread(name: str, runs: Callable, expected: float, wrong: Callable, objective: Objective) -> Criterion:
+def spread(name: str, runs: Callable, expected: float | int, wrong: Callable, objective: Objective) -> Criterion:
     """The order of the root mean square distance from the mean; the mutant is the other way to draw."""
 
     def slope(make):
