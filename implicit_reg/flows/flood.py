@@ -1,9 +1,9 @@
 """What flooding follows: a pair of steps across the level, the slow flow on the level set, momentum, and minibatches.
 
-One fact is behind all of it. A step `x - s h g(x)` with a sign `s = +-1` is the time-h flow of `-s g - (h/2) H g`: the
-sign of the step does not touch the second term. Signs that keep the loss at its level cancel the first terms, and what
-remains is `-(h^2/2) H g` per step, less its part along `g`, which the level takes away. Terms are per unit (a pair, or a
-step), powers of the step size included, as in `closed_forms`.
+One fact is behind all of it. A step `x - s h g(x)` with a sign `s = +-1` is the time-h flow of `-s g - (h/2) H g`:
+the sign of the step does not touch the second term. Signs that keep the loss at its level cancel the first terms, and
+what remains is `-(h^2/2) H g` per step, less its part along `g`, which the level takes away. Terms are per unit (a
+pair, or a step), powers of the step size included, as in `closed_forms`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from implicit_reg import _checks, _tree
 from implicit_reg._types import Integer, Loss, Params, Scalar
 from implicit_reg.derivatives import hessian_vector_product
 from implicit_reg.flows.closed_forms import gradient_products
+from implicit_reg.flows.memory import check_decay
 
 Vector = Float[Array, " d"]
 Losses = Callable[[Vector], Float[Array, " m"]]
@@ -91,8 +92,8 @@ def flooding_coefficient(decay: Scalar, correlations: Sequence[float] | Array) -
 
         kappa = (1 + 2 sum_{j>=1} decay^j r_j) / (2 (1 - decay)^2),   r_j = mean of s_n s_{n-j}.
 
-    It holds for the trace `m <- decay m + .` after the sign and before it alike; what differs are the signs. All equal it
-    is the `(1 + b)/(2 (1 - b)^3)` of heavy ball, alternating `1/(2 (1 - b^2))`, without momentum 1/2.
+    It holds for the trace `m <- decay m + .` after the sign and before it alike; what differs are the signs. With all
+    signs equal it is the `(1 + b)/(2 (1 - b)^3)` of heavy ball, alternating `1/(2 (1 - b^2))`, without momentum 1/2.
 
     Args:
       decay: of the trace, at least 0 and below 1.
@@ -101,11 +102,14 @@ def flooding_coefficient(decay: Scalar, correlations: Sequence[float] | Array) -
     Returns:
       `kappa`, per step and per square of the learning rate.
 
+    Raises:
+      TypeError, ValueError: `decay` is not a number, below 0, or 1 and more.
+
     Example:
-      >>> flooding_coefficient(0.5, [(-1) ** j for j in range(1, 60)])       # 1/(2 (1 - 1/4))
-      0.6666...
+      >>> round(flooding_coefficient(0.5, [(-1) ** j for j in range(1, 60)]), 4)       # 1/(2 (1 - 1/4))
+      0.6667
     """
-    _checks.check_number("flooding_coefficient", "decay", decay, low=0, high=1)
+    check_decay("flooding_coefficient", decay)
     total = sum(decay ** (j + 1) * r for j, r in enumerate(correlations))
     return (1 + 2 * total) / (2 * (1 - decay) ** 2)
 
@@ -193,10 +197,10 @@ def common_level_terms(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> losses = lambda x: jnp.array([x[0] + x[1] ** 2, x[0]])
-      >>> field, _ = common_level_terms(losses, jnp.array([1.0, 0.0]), 1.0)  # x_1 = 0 is where ||g_1||^2 is least
-      >>> bool(jnp.all(field == 0))
-      True
+      >>> losses = lambda x: jnp.array([x[0] + x[2] ** 2, x[1]])           # <||g_k||^2> = 1 + 2 x_2^2
+      >>> field, _ = common_level_terms(losses, jnp.array([0.0, 0.0, 0.5]), 1.0)
+      >>> [round(float(v), 3) + 0.0 for v in field]                        # -(0, 0, 0.5), less its part along (1, 0, 1)
+      [0.25, 0.0, -0.25]
     """
     jacobian = jax.jacrev(losses_fn)(params)
     num = jacobian.shape[0]
