@@ -101,7 +101,7 @@ def test_a_kink_of_the_loss_is_seen():
 
 def test_an_oscillation_is_seen():
     """Beyond the edge of stability in one direction: no flow turns back at every step."""
-    steep = problems.Problem("steep", lambda x: 0.5 * (30.0 * jnp.tanh(x[0]) ** 2 + x[1] ** 2), np.array([0.4, 1.0]))
+    steep = problems.Problem("steep", lambda x: 0.5 * (39.5 * jnp.tanh(x[0]) ** 2 + x[1] ** 2), np.array([0.4, 1.0]))
     found = check_own("mine", optax.sgd, [steep], step_sizes=(0.1, 0.05))
     assert found["verdict"] != "holds"
     assert dynamics(found)["opposed"] > 0.5
