@@ -26,7 +26,7 @@ WRONG = {
     "adam": adaptive._statements(adaptive.ADAM._replace(first_age=lambda b: 0.0)),
     "adamw": adaptive._statements(adaptive.ADAMW._replace(method=undecayed)),
     "nadam": adaptive._statements(adaptive.NADAM._replace(first_age=adaptive_flows.stationary_age)),
-    "rmsprop": adaptive._statements(adaptive.RMSPROP._replace(first_age=adaptive_flows.stationary_age)),
+    "rmsprop": adaptive._statements(adaptive.RMSPROP._replace(first_age=lambda b: 1.0)),
 }
 
 

@@ -211,8 +211,8 @@ def slow_moments(
         mu = g + h H q/(1 - b1),    nu = g^2 + 2 h g (H q)/(1 - b2) + h^2 (H q)^2 (1 + b2)/(1 - b2)^2,
 
     as Optax's state holds them before the next update. The count of that state must be large, for otherwise the bias
-    correction rescales them. The last term of `nu` is beyond the order of the others; with it `nu` is the average of the
-    squares `(g + j h H q)^2`, and never negative where the gradient is near zero.
+    correction rescales them. The last term of `nu` is beyond the order of the others; with it `nu` is the average of
+    the squares `(g + j h H q)^2`, and never negative where the gradient is near zero.
 
     Args:
       loss_fn, rescaling: as for `adaptive_coefficients`.

@@ -33,6 +33,8 @@ OUTSIDE = flows.Rescaling(eps=0.1)
 INSIDE = flows.Rescaling(eps_root=0.01)
 WEIGHT_DECAY = 0.1
 DECAYS = (0.5, 0.7)  # memories short enough for step sizes at which orders are seen in seconds
+# With 0.7 the one-step error of two terms nearly cancels on `nonquadratic` (1e-9 at the finest step, slope still 2.87).
+RMS_DECAYS = (0.0, 0.5)
 DEFAULT_DECAYS = (0.9, 0.999)
 STEP_SIZES = (0.01, 0.005, 0.0025, 0.00125, 0.000625)
 TIME = 0.2
@@ -60,6 +62,7 @@ class Kind(NamedTuple):
       ghost: `(loss_fn, decays, rescaling) -> (x -> s)`, the shift from the zero state, or None where there is none.
       corrected: whether ages that grow with the step are those of the zero state.
       weight_decay: of its rows.
+      decays: of its rows, but where the usual ones are named.
     """
 
     method: Callable
@@ -68,6 +71,7 @@ class Kind(NamedTuple):
     ghost: Callable | None = None
     corrected: bool = True
     weight_decay: float = 0.0
+    decays: tuple[float, float] = DECAYS
 
     def ages(self, decays) -> tuple[float, float]:
         """Of memories with a long past."""
@@ -127,7 +131,7 @@ NADAM = Kind(
     ghost=lambda loss, decays, rescaling: flows.nadam_ghost_shift(loss, decays[0], rescaling),
     corrected=False,
 )
-RMSPROP = Kind(_rmsprop(bias_correction=True), first_age=lambda b: 0.0, first=False)
+RMSPROP = Kind(_rmsprop(bias_correction=True), first_age=lambda b: 0.0, first=False, decays=RMS_DECAYS)
 PLAIN_RMSPROP = RMSPROP._replace(
     method=_rmsprop(bias_correction=False),
     ghost=lambda loss, decays, rescaling: flows.rms_ghost_shift(loss, decays[1], rescaling),
@@ -138,8 +142,8 @@ PLAIN_RMSPROP = RMSPROP._replace(
 def _slow(kind: Kind, objective: Objective, rescaling, name: str = "") -> Orders:
     return Orders(
         name,
-        kind.on_slow_manifold(objective, DECAYS, rescaling),
-        flow_of(kind.terms(objective, DECAYS, rescaling)),
+        kind.on_slow_manifold(objective, kind.decays, rescaling),
+        flow_of(kind.terms(objective, kind.decays, rescaling)),
         (1, 2),
         step_sizes=STEP_SIZES,
         time=TIME,
@@ -150,12 +154,12 @@ def _fresh(kind: Kind, objective: Objective, rescaling, name: str, *, growing: b
     """From Optax's own state: after a transient the flow, where a ghost shift is known from the ghost point."""
     ghost = None
     if kind.ghost is not None:
-        shift = kind.ghost(objective.value, DECAYS, rescaling)
+        shift = kind.ghost(objective.value, kind.decays, rescaling)
         ghost = lambda h, x: (jnp.zeros_like(x), h * shift(x))  # noqa: E731
     return Orders(
         name,
-        iterates(kind.method(DECAYS, rescaling), objective),
-        flow_of(kind.terms(objective, DECAYS, rescaling, growing), ghost),
+        iterates(kind.method(kind.decays, rescaling), objective),
+        flow_of(kind.terms(objective, kind.decays, rescaling, growing), ghost),
         (1, 2),
         one_step=False,
         step_sizes=STEP_SIZES,
@@ -166,8 +170,8 @@ def _fresh(kind: Kind, objective: Objective, rescaling, name: str, *, growing: b
 
 def _no_ghost(kind: Kind, objective: Objective, rescaling) -> Orders:
     """The flow from x_0 itself. The mutant, whose last weight is 2, is the right one: it starts at the ghost point."""
-    terms = kind.terms(objective, DECAYS, rescaling)
-    shift = kind.ghost(objective.value, DECAYS, rescaling)
+    terms = kind.terms(objective, kind.decays, rescaling)
+    shift = kind.ghost(objective.value, kind.decays, rescaling)
 
     def field(w, h, n, x):
         first, second = terms(h, n, x)
@@ -175,7 +179,7 @@ def _no_ghost(kind: Kind, objective: Objective, rescaling) -> Orders:
 
     return Orders(
         "from Optax's zero state without the ghost shift two terms have order 1 only",
-        iterates(kind.method(DECAYS, rescaling), objective),
+        iterates(kind.method(kind.decays, rescaling), objective),
         Flow(field, lambda w, h, x: x + jnp.maximum(w[1] - 1, 0.0) * h * shift(x)),
         (1, 1),
         one_step=False,
@@ -250,22 +254,22 @@ def _conditions(kind: Kind, objective: Objective, rescaling) -> Criterion:
             decays: [
                 float(v) for v in jax.jit(flows.memory_strain(objective.value, kind.ages(decays), rescaling))(h, x)
             ]
-            for decays in (DECAYS, DEFAULT_DECAYS)
+            for decays in (kind.decays, DEFAULT_DECAYS)
             for x in (objective.start,)
         }
-        run = program(iterates(kind.method(DECAYS, rescaling), objective), objective)
+        run = program(iterates(kind.method(kind.decays, rescaling), objective), objective)
         ends = run(np.ones(1), h, np.arange(1, 11) * round(TIME / h / 10))
         gradients = np.asarray(jax.jit(jax.vmap(objective.gradient))(jnp.concatenate([objective.start[None], ends])))
         signs = np.sign(gradients)
         changed = np.any(signs[1:] * signs[:-1] < 0, axis=0)
         return Finding(
-            chi[DECAYS][0],
+            chi[kind.decays][0],
             STRAIN,
             chi[DEFAULT_DECAYS][0],
             numbers={
                 "gradient components": changed.size,
                 "that change sign during the run": int(np.sum(changed)),
-                "expected to within the memory's age at the start": chi[DECAYS][1],
+                "expected to within the memory's age at the start": chi[kind.decays][1],
                 "largest |g| among those that change sign": float(np.max(np.abs(gradients[0, changed]), initial=0.0)),
                 "largest |g| at the start": float(np.max(np.abs(gradients[0]))),
             },
@@ -273,8 +277,8 @@ def _conditions(kind: Kind, objective: Objective, rescaling) -> Criterion:
 
     return Criterion(
         "the conditions on chi and on signs",
-        f"chi at most {STRAIN:g} at the finest step size with decays {DECAYS[0]:g} and {DECAYS[1]:g}, and more with "
-        f"{DEFAULT_DECAYS[0]:g} and {DEFAULT_DECAYS[1]:g}, for which the stationary field is not to be trusted there",
+        f"chi at most {STRAIN:g} at the finest step size with the decays of the row, and more with "
+        f"{DEFAULT_DECAYS[0]:g} and {DEFAULT_DECAYS[1]:g}, whose stationary field is not to be trusted there",
         measure,
     )
 
@@ -318,7 +322,7 @@ def _trust(kind: Kind) -> Trust:
     def strain(objective):
         rescaling = OUTSIDE._replace(weight_decay=kind.weight_decay)
         return float(
-            jax.jit(flows.memory_strain(objective.value, kind.ages(DECAYS), rescaling))(1.0, objective.start)[0]
+            jax.jit(flows.memory_strain(objective.value, kind.ages(kind.decays), rescaling))(1.0, objective.start)[0]
         )
 
     return Trust(
