@@ -68,7 +68,7 @@ def test_verify_end_to_end(tmp_path, capsys):
     assert results["config"]["command"] == command
     assert json.loads((out / "config.json").read_text())["environment"]["jax"] == results["environment"]["jax"]
     pictures = sorted(path.name for path in (out / "figures").iterdir())
-    assert pictures == ["errors-gd.png", "errors.png", "strip.png", "trajectories.png"]
+    assert pictures == ["errors.png", "strip.png", "trajectories.png"]
     assert all((out / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     page = (out / "report.html").read_text()
     assert "Every prediction holds" in page

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from implicit_reg.cli import _common, _verify_table
 
 TRAJECTORIES = ("gd", "gradient-penalty", "backstitch", "alternating", "sam")  # those of which a picture is drawn
+WORKERS = 2
+
+
+class Job(NamedTuple):
+    """One prediction to run: its name, the number of its losses, and `run(report) -> check`."""
+
+    name: str
+    num_losses: int
+    run: Callable[..., dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Verify(_common.Options):
             return self._list()
         started = time.monotonic()
         with _common.user_input():
-            plan, skipped = self._prepare()
+            jobs, skipped = self._prepare()
         folder = _common.new_folder(self.out, "verify")
         record = {
             "format": "implicit_reg.verify",
@@ -68,7 +80,7 @@ class Verify(_common.Options):
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
         with _common.stop_at_once():
-            record |= self._measure(plan)
+            record |= self._measure(jobs)
         record["wall_seconds"] = round(time.monotonic() - started, 1)
         written = _write(folder, record)
         self._show(record, folder, written)
@@ -92,8 +104,8 @@ class Verify(_common.Options):
         _common.console().print(table)
         return _common.EXIT_OK
 
-    def _prepare(self) -> tuple[list[tuple[Any, list]], list[dict[str, str]]]:
-        """The rows with their losses, and the rows that cannot be put to the test on the losses asked for."""
+    def _prepare(self) -> tuple[list[Job], list[dict[str, str]]]:
+        """What there is to run, and the rows that cannot be put to the test on the losses asked for."""
         import jax
 
         from implicit_reg import predictions, problems
@@ -102,6 +114,7 @@ class Verify(_common.Options):
             raise ValueError("--only names predictions of the table and --method your own; give one of them")
         if self.field is not None and self.method is None:
             raise ValueError("--field says what --method follows; give both")
+        effort = predictions.Effort[self.preset.upper()]
         loaded: dict[str, Any] = {}
 
         def load(name: str) -> Any:
@@ -115,54 +128,44 @@ class Verify(_common.Options):
                 field = None
                 if self.field is not None:
                     field = problems.load_attribute("verify", "--field", self.field)
-                names = self.problem or predictions.DEFAULT_LOSSES
-                losses = [load(name) for name in dict.fromkeys(names)]
-                own = predictions.own_optimizer(self.method, method, field, losses)
-                self._check_times(predictions.OWN_RECORDS)
-                return [(own, losses)], []
+                losses = [load(name) for name in dict.fromkeys(self.problem or predictions.DEFAULT_LOSSES)]
+                options = {"field": field, "step_sizes": self.step_sizes or None, "time": self.time}
+                run = predictions.prepare_own(self.method, method, losses, effort, **options)
+                return [Job(self.method, len(losses), run)], []
             rows = [predictions.find(name) for name in dict.fromkeys(self.only or predictions.ROWS)]
-            plan, skipped = [], []
-            effort = predictions.Effort[self.preset.upper()]
+            jobs, skipped = [], []
+            options = {"step_sizes": self.step_sizes or None, "time": self.time}
             for row in rows:
                 losses = [load(name) for name in dict.fromkeys(self.problem or row.losses)]
                 try:
-                    predictions.check_applicable(
-                        row, losses, effort, step_sizes=self.step_sizes or None, time=self.time
-                    )
+                    predictions.check_applicable(row, losses, effort, **options)
                 except (ValueError, TypeError) as error:
                     # Asked for by name it is the user's mistake; otherwise the others are still worth having.
                     if self.only or not self.problem or len(rows) == 1:
                         raise
                     skipped.append({"name": row.name, "reason": str(error)})
                     continue
-                plan.append((row, losses))
-        if not plan:
+                run = functools.partial(predictions.check, row, losses, effort, **options)
+                jobs.append(Job(row.name, len(losses), lambda report, run=run: run(report=report)))
+        if not jobs:
             raise ValueError(f"nothing can be put to the test on {', '.join(self.problem)}: {skipped[0]['reason']}")
-        return plan, skipped
+        return jobs, skipped
 
-    def _check_times(self, num_records: int) -> None:
-        from implicit_reg import predictions
-
-        if self.step_sizes or self.time is not None:
-            time = predictions.TIME if self.time is None else self.time
-            predictions.check_step_sizes(self.step_sizes or predictions.STEP_SIZES, time, num_records)
-
-    def _measure(self, plan: list[tuple[Any, list]]) -> dict[str, Any]:
+    def _measure(self, jobs: list[Job]) -> dict[str, Any]:
         import jax
 
         from implicit_reg import predictions, problems
 
-        total = sum(len(losses) for _, losses in plan) + 1
-        with _common.progress(total, self) as bar:
+        with _common.progress(sum(job.num_losses for job in jobs) + 1, self) as bar:
 
             def report(what: str) -> None:
                 bar.set_description_str(what)
                 bar.update()
 
-            options = {"step_sizes": self.step_sizes or None, "time": self.time, "report": report}
-            effort = predictions.Effort[self.preset.upper()]
-            checks = [predictions.check(row, losses, effort, **options) for row, losses in plan]
-            pictured = [row for row, _ in plan if row.name in TRAJECTORIES]
+            # Nearly all of the time is compilation, outside of Python's lock but not always on every core.
+            with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+                checks = list(pool.map(lambda job: job.run(report), jobs))
+            pictured = [predictions.find(job.name) for job in jobs if job.name in TRAJECTORIES]
             record = {"verdict": predictions.worst(check["verdict"] for check in checks), "checks": checks}
             report("trajectories on the two-parameter loss")
             if pictured:
@@ -208,8 +211,9 @@ def _write(folder, record: dict[str, Any]) -> list[str]:
 
     _common.write_atomic(folder / "results.json", _common.to_json(record))
     figures = plots.verify_figures(record)
-    for name, figure in figures.items():
-        _common.write_atomic(folder / "figures" / f"{name}.png", plots.to_png(figure))
+    shown = [name for name in figures if not name.startswith("check-")]  # the others stand in the report
+    for name in shown:
+        _common.write_atomic(folder / "figures" / f"{name}.png", plots.to_png(figures[name]))
     pictures = {name: plots.to_svg(figure, name) for name, figure in figures.items()}
     _common.write_atomic(folder / "report.html", report.verify_report(record, pictures))
-    return ["config.json", "results.json", "report.html", f"{len(figures)} figures"]
+    return ["config.json", "results.json", "report.html", f"{len(shown)} figures"]

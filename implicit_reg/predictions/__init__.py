@@ -1,5 +1,6 @@
 """Published claims as rows: dynamics, the field they are said to follow, the orders that would show it, the source."""
 
+from implicit_reg.predictions.any_optimizer import check_own, prepare_own
 from implicit_reg.predictions.judging import worst
 from implicit_reg.predictions.measure import check, check_applicable
 from implicit_reg.predictions.prediction import (
@@ -14,10 +15,11 @@ from implicit_reg.predictions.prediction import (
     flow_of,
     iterates,
 )
-from implicit_reg.predictions.rows import ROWS, find, own_method
+from implicit_reg.predictions.rows import DEFAULT_LOSSES, ROWS, find
 from implicit_reg.predictions.trajectories import two_parameter_trajectories
 
 __all__ = [
+    "DEFAULT_LOSSES",
     "ROWS",
     "Criterion",
     "Effort",
@@ -29,10 +31,11 @@ __all__ = [
     "Trust",
     "check",
     "check_applicable",
+    "check_own",
     "find",
     "flow_of",
     "iterates",
-    "own_method",
+    "prepare_own",
     "two_parameter_trajectories",
     "worst",
 ]

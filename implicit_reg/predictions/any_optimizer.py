@@ -19,8 +19,7 @@ from jax.flatten_util import ravel_pytree
 from implicit_reg import _callables, _checks
 from implicit_reg._types import Method, VectorField
 from implicit_reg.descent import optimizer_step
-from implicit_reg.predictions import measure, own_run
-from implicit_reg.predictions import prediction as stateless
+from implicit_reg.predictions import measure, own_run, prediction
 from implicit_reg.predictions.judging import UNMEASURED, judge, worst
 from implicit_reg.predictions.objective import Objective, flatten
 from implicit_reg.predictions.prediction import (
@@ -124,6 +123,82 @@ def _trust(subjects: Mapping[str, Subject]) -> Trust:
     return Trust("twice the second term over the first", ratio)
 
 
+def prepare_own(
+    name: str,
+    method: Method,
+    problems: Sequence[Problem],
+    effort: Effort = Effort.QUICK,
+    *,
+    field: Fields = None,
+    step_sizes: Sequence[float] | None = None,
+    time: float | None = None,
+) -> Callable[..., dict]:
+    """Judges the arguments of `check_own`, which has the same, before anything long is run.
+
+    Returns:
+      `run(report) -> dict`: the examination itself.
+
+    Raises:
+      TypeError, ValueError: as `check_own`.
+    """
+    _checks.check_callable("verify", "method", method, "h -> optax.GradientTransformation")
+    if not problems:
+        raise ValueError("verify: `problems` must hold at least one problem")
+    fields = tuple(field) if isinstance(field, tuple | list) else () if field is None else (field,)
+    for k, one in enumerate(fields):
+        _checks.check_callable("verify", f"field[{k}]", one, "field(t, params, h) -> tree like params")
+    order = len(fields) or (2 if effort == Effort.QUICK else 3)
+    if step_sizes is not None:
+        measure.check_step_sizes(step_sizes, TIME if time is None else time, NUM_RECORDS)
+        step_sizes = tuple(map(float, step_sizes))
+    with jax.enable_x64(True):
+        for problem in problems:
+            flatten(problem)  # refuses float32
+        found = [_subject(method, problem, fields, step_sizes or STEP_SIZES, order) for problem in problems]
+        if not any(subject.frozen.memory or subject.clock or subject.fields for subject in found):
+            # Exact derivatives are cheap enough for the third term, and larger steps keep its error above the floor.
+            larger = step_sizes or prediction.STEP_SIZES
+            found = [dataclasses.replace(subject, order=3, step_sizes=larger) for subject in found]
+        elif step_sizes is None:
+            found = [dataclasses.replace(subject, step_sizes=_default_steps(subject)) for subject in found]
+        subjects = {subject.problem.name: subject for subject in found}
+        if len(subjects) < len(problems):
+            raise ValueError(f"verify: `problems` must have different names, got {[p.name for p in problems]}")
+        claimed = getattr(field, "order", None) if len(fields) == 1 and not isinstance(field, tuple | list) else None
+
+        observations = {
+            loss: functools.cache(functools.partial(own_run.observe, subject)) for loss, subject in subjects.items()
+        }
+
+        def statements(objective: Objective, effort: Effort):
+            subject = subjects[objective.name]
+            if subject.objection:
+                return ()
+            found = _statements(subject, effort)
+            if claimed:
+                found = tuple(statement._replace(expected=(int(claimed),)) for statement in found)
+            return found + own_run.criterion(observations[objective.name], subject.order)
+
+        row = _row(name, list(subjects.values()), statements, _trust(subjects))
+
+    def run(report: measure.Report = lambda _: None) -> dict:
+        found = measure.check(row, problems, effort, step_sizes=step_sizes, time=time, report=report)
+        cases = found["details"]["cases"]
+        if len(fields) == 1 and claimed is None:
+            found["expected"] = _find_order(cases)
+        with jax.enable_x64(True):
+            dynamics = [own_run.dynamics(subject, observations[loss]) for loss, subject in subjects.items()]
+        for subject, seen in zip(subjects.values(), dynamics, strict=True):
+            if subject.objection:
+                cases.append(_unmeasured(subject, subject.objection))
+            own_run.explain(cases, seen, derived=not fields)
+        found["verdict"] = worst(case["verdict"] for case in cases)
+        found["details"]["dynamics"] = dynamics
+        return found
+
+    return run
+
+
 def check_own(
     name: str,
     method: Method,
@@ -168,57 +243,8 @@ def check_own(
       >>> found["verdict"], found["expected"], found["details"]["dynamics"][0]["memory"]
       ('holds', [1, 2], 33)
     """
-    _checks.check_callable("verify", "method", method, "h -> optax.GradientTransformation")
-    if not problems:
-        raise ValueError("verify: `problems` must hold at least one problem")
-    fields = tuple(field) if isinstance(field, tuple | list) else () if field is None else (field,)
-    for k, one in enumerate(fields):
-        _checks.check_callable("verify", f"field[{k}]", one, "field(t, params, h) -> tree like params")
-    order = len(fields) or (2 if effort == Effort.QUICK else 3)
-    if step_sizes is not None:
-        measure.check_step_sizes(step_sizes, TIME if time is None else time, NUM_RECORDS)
-        step_sizes = tuple(map(float, step_sizes))
-    with jax.enable_x64(True):
-        for problem in problems:
-            flatten(problem)  # refuses float32
-        found = [_subject(method, problem, fields, step_sizes or STEP_SIZES, order) for problem in problems]
-        if not any(subject.frozen.memory or subject.clock or subject.fields for subject in found):
-            # Exact derivatives are cheap enough for the third term, and larger steps keep its error above the floor.
-            larger = step_sizes or stateless.STEP_SIZES
-            found = [dataclasses.replace(subject, order=3, step_sizes=larger) for subject in found]
-        elif step_sizes is None:
-            found = [dataclasses.replace(subject, step_sizes=_default_steps(subject)) for subject in found]
-        subjects = {subject.problem.name: subject for subject in found}
-        if len(subjects) < len(problems):
-            raise ValueError(f"verify: `problems` must have different names, got {[p.name for p in problems]}")
-        claimed = getattr(field, "order", None) if len(fields) == 1 and not isinstance(field, tuple | list) else None
-
-        observations = {
-            loss: functools.cache(functools.partial(own_run.observe, subject)) for loss, subject in subjects.items()
-        }
-
-        def statements(objective: Objective, effort: Effort):
-            subject = subjects[objective.name]
-            if subject.objection:
-                return ()
-            found = _statements(subject, effort)
-            if claimed:
-                found = tuple(statement._replace(expected=(int(claimed),)) for statement in found)
-            return found + own_run.criterion(observations[objective.name], subject.order)
-
-        row = _row(name, list(subjects.values()), statements, _trust(subjects))
-        found = measure.check(row, problems, effort, step_sizes=step_sizes, time=time, report=report)
-        cases = found["details"]["cases"]
-        if len(fields) == 1 and claimed is None:
-            found["expected"] = _find_order(cases)
-        dynamics = [own_run.dynamics(subject, observations[loss]) for loss, subject in subjects.items()]
-    for subject, seen in zip(subjects.values(), dynamics, strict=True):
-        if subject.objection:
-            cases.append(_unmeasured(subject, subject.objection))
-        own_run.explain(cases, seen, derived=not fields)
-    found["verdict"] = worst(case["verdict"] for case in cases)
-    found["details"]["dynamics"] = dynamics
-    return found
+    options = {"field": field, "step_sizes": step_sizes, "time": time}
+    return prepare_own(name, method, problems, effort, **options)(report)
 
 
 def _default_steps(subject: Subject) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
 """The engine: runs what a row states, on every loss, and judges it.
 
 For each statement with an order two programs are compiled, the discrete dynamics and their reference; weights, step
-sizes and the numbers of units are operands, so that all truncations, mutants and step sizes share them.
+sizes and the numbers of units are operands, so that all truncations, mutants and step sizes share them. Nearly all of
+the time is compilation.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from implicit_reg import _checks
-from implicit_reg.flows.integration import DEFAULT_TOLERANCE, solve
-from implicit_reg.predictions import judging, validity
+from implicit_reg.predictions import judging, solver, validity
 from implicit_reg.predictions.judging import FAILS, UNMEASURED, judge, judge_number, number, worst
 from implicit_reg.predictions.objective import Objective, flatten
 from implicit_reg.predictions.prediction import Criterion, Effort, Flow, Orders, Prediction, Recurrence, Trust
 from implicit_reg.problems import Problem
 
-TOLERANCE = DEFAULT_TOLERANCE[jnp.dtype("float64")]
-MAX_SOLVER_STEPS = 16**4
 QUICK_STEP_SIZES = 3  # the coarser step sizes are for the eye; quick does without
 
 Report = Callable[[str], None]
@@ -225,10 +223,11 @@ def _judged_orders(statement: Orders, objective: Objective, trust: Trust) -> dic
             wrong[p] = factors[p]
             found = follow(right, h, counts)
             errors[i, p] = _distances(discrete, found)
-            mutants[i, p] = _distances(discrete, follow(wrong, h, counts))
+            if i >= len(step_sizes) - 2:  # the pair whose slope is judged
+                mutants[i, p] = _distances(discrete, follow(wrong, h, counts))
             advances[i, p] = _distances(found, before) if before is not None else np.nan
             before = found
-    floor = TOLERANCE * max(1.0, float(jnp.linalg.norm(objective.start)))
+    floor = solver.TOLERANCE * max(1.0, float(jnp.linalg.norm(objective.start)))
     measures = validity.measure(statement, objective, trust, errors[..., 0], advances[..., 0], floor)
     truncations = []
     for p, expected in enumerate(statement.expected):
@@ -275,34 +274,24 @@ def _explain(curves: list[dict], measures: dict, objective: Objective, run, step
 
 
 def program(dynamics: Flow | Recurrence, objective: Objective) -> Callable[..., np.ndarray]:
-    """`(w, h, counts) -> what is read after so many units each`, compiled once for each number of counts."""
-    if isinstance(dynamics, Recurrence):
+    """`(w, h, counts) -> what is read after so many units each`; one compilation serves all of them."""
+    return (_recurrence if isinstance(dynamics, Recurrence) else solver.flow)(dynamics, objective)
 
-        def compiled(w, h, x, counts):
-            def segment(carry, count):
-                n, y = carry
-                y = jax.lax.fori_loop(n, count, lambda i, y: _same(dynamics.step(w, h, i, y), y), y)
-                return (count, y), dynamics.read(y)
 
-            start = jax.tree.map(_strong, dynamics.start(w, h, x))
-            return jax.lax.scan(segment, (jnp.zeros((), counts.dtype), start), counts)[1]
-    else:
+def _recurrence(dynamics: Recurrence, objective: Objective) -> Callable[..., np.ndarray]:
+    @jax.jit
+    def run(w, h, x, counts):
+        def segment(carry, count):
+            n, y = carry
+            y = jax.lax.fori_loop(n, count, lambda i, y: _same(dynamics.step(w, h, i, y), y), y)
+            return (count, y), dynamics.read(y)
 
-        def compiled(w, h, x, counts):
-            start = jax.tree.map(_strong, dynamics.start(w, h, x))
-            field = lambda n, y, operands: dynamics.field(*operands, n, y)  # noqa: E731
-            tolerances = (TOLERANCE, TOLERANCE)
-            ts = counts.astype(x.dtype)
-            # `solve` itself is jitted, with the field as a key: its plain function leaves nothing behind in that cache.
-            found, *_ = solve.__wrapped__(field, None, tolerances, MAX_SOLVER_STEPS, start, ts, (w, h))
-            return jax.vmap(dynamics.read)(found)
-
-    jitted = jax.jit(compiled)
+        start = jax.tree.map(_strong, dynamics.start(w, h, x))
+        return jax.lax.scan(segment, (jnp.zeros((), counts.dtype), start), counts)[1]
 
     def call(w: np.ndarray, h: float, counts: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            jitted(jnp.asarray(w), jnp.asarray(float(h)), objective.start, jnp.asarray(counts, jnp.int32))
-        )
+        found = run(jnp.asarray(w), jnp.asarray(float(h)), objective.start, jnp.asarray(counts, jnp.int32))
+        return np.asarray(found)
 
     return call
 

@@ -118,23 +118,6 @@ def _gd(objective: Objective, effort: Effort):
     return (main, *more(effort, standard, full))
 
 
-def implied(method: Callable) -> Callable:
-    """Statements of a method of which nothing was published: its iterates follow the field that its update implies."""
-
-    def statements(objective: Objective, effort: Effort):
-        del effort
-        return (
-            Orders(
-                "",
-                iterates(method, objective),
-                flow_of(_exact_terms(update_map(method, objective.value), 3)),
-                (1, 2, 3),
-            ),
-        )
-
-    return statements
-
-
 # --- two steps on one loss
 
 

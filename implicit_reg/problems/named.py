@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer, Scalar
@@ -113,7 +113,7 @@ def nonquadratic(*, dtype: Any = None) -> Problem:
     dtype = working_dtype("nonquadratic", dtype)
     start = (1.0, 0.5, -0.75)
 
-    def loss_fn(params: Float[Array, " 3"]) -> Float[Array, ""]:
+    def loss_fn(params: Inexact[Array, " 3"]) -> Inexact[Array, ""]:
         u, v, w = params[0], params[1], params[2]
         return jax.nn.softplus(u + 0.5 * v) + 0.5 * jnp.sin(v - w) + 0.25 * u * v * w + 0.5 * w**2 + 0.2 * jnp.exp(-v)
 

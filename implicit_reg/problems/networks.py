@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer
@@ -41,7 +41,7 @@ def tanh_layers(rng: np.random.Generator, sizes: tuple[int, ...], dtype: np.dtyp
     return layers
 
 
-def tanh_forward(params: Layers, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
+def tanh_forward(params: Layers, x: Float[Array, "n inputs"]) -> Inexact[Array, "n outputs"]:
     """The network `x -> tanh(x W_1 + b_1) -> ... -> h W_k + b_k`.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer
+from implicit_reg.problems.edge import chebyshev_tanh, diabetes_tanh, sharpening_valley
 from implicit_reg.problems.named import STIFF_START, factorization, nonquadratic, quadratic
 from implicit_reg.problems.networks import digits_tanh, tanh_network
 from implicit_reg.problems.plugins import load_attribute
@@ -20,6 +21,11 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "quadratic": quadratic,
     "tanh-network": tanh_network,
     "digits-tanh": digits_tanh,
+    "edge-valley": lambda seed, **options: sharpening_valley(**options),
+    "edge-valley-2": lambda seed, **options: sharpening_valley(2, **options),
+    "diabetes-tanh": diabetes_tanh,
+    "diabetes-tanh-2": lambda seed, **options: diabetes_tanh(seed, width=2, **options),
+    "chebyshev-tanh": chebyshev_tanh,
 }
 
 
