@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,7 +111,7 @@ def test_problems_at_the_edge():
     np.testing.assert_allclose(largest, valley.facts["start_sharpness"], rtol=1e-12)
     network = load("diabetes-tanh")
     np.testing.assert_allclose(
-        network.loss_fn(network.params, np.arange(60)), network.loss_fn(network.params), rtol=1e-12
+        network.loss_fn(network.params, jnp.arange(60)), network.loss_fn(network.params), rtol=1e-12
     )
     with pytest.raises(ValueError, match="`num_examples` must be at most"):
         problems.edge.diabetes_tanh(num_examples=10**4)

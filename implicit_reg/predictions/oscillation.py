@@ -300,8 +300,8 @@ def oscillation_statements(objective: Objective, effort: Effort) -> Sequence[Cri
 
     main = Criterion("", closer, lambda: _distance(of(GRADIENT_DESCENT, True)))
     if objective.name == SEVERAL:
-        # The second direction comes to the edge later and unprepared: its oscillation grows in bursts, of which averages
-        # over a run say nothing.
+        # The second direction comes to the edge later and unprepared: its oscillation grows in bursts, of which
+        # averages over a run say nothing.
         return (main,) if effort >= Effort.STANDARD else ()
     statements = [main]
     if effort >= Effort.STANDARD:

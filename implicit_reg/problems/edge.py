@@ -22,9 +22,9 @@ def sharpening_valley(num_modes: Integer = 1, *, drift: Scalar = 0.005, dtype: A
             + (drift/2) ( sum_i (2 - y_i)^2 + (3/10 - w)^2 + (1 + v)^2 ),
         s_i = 8/5 + (i - 1)/20 + y_i + (3/10) sin v
 
-    of x (across), y, v and w. At the bottom x = 0 the Hessian across has `s_i` on the diagonal and w off it. The drift of y
-    makes it larger, that of v smaller and that of w couples the directions, until all its eigenvalues are held at the
-    edge; there the time average slides along the surface of constant curvature. Across, the loss grows less than
+    of x (across), y, v and w. At the bottom x = 0 the Hessian across has `s_i` on the diagonal and w off it. The drift
+    of y makes it larger, that of v smaller and that of w couples the directions, until all its eigenvalues are held at
+    the edge; there the time average slides along the surface of constant curvature. Across, the loss grows less than
     quadratically, which keeps oscillations bounded.
 
     Args:
@@ -33,8 +33,8 @@ def sharpening_valley(num_modes: Integer = 1, *, drift: Scalar = 0.005, dtype: A
       dtype: of the parameters; `None` is JAX's default.
 
     Returns:
-      A `Problem` with params of shape (2 num_modes + 2,): x, y, v, w, at 0. Facts: `start_sharpness`, the largest Hessian
-      eigenvalue at the start.
+      A `Problem` with params of shape (2 num_modes + 2,): x, y, v, w, at 0. Facts: `start_sharpness`, the largest
+      Hessian eigenvalue at the start.
 
     Raises:
       TypeError, ValueError: `num_modes` is not a positive integer, or `drift` not a positive number.
