@@ -82,9 +82,8 @@ def test_criterion_holds_and_its_mutant_does_not(name, statement, loss):
 
 def test_minibatch_flooding_needs_its_commutators_on_the_common_level_set():
     """Four minibatches of two points: without them the mean is off by a third, which no standard error explains."""
-    criterion = flooded_levels.common_level(_objective("tanh-network"))
-    found = criterion.measure()
-    assert found.value < found.bound < found.numbers["without the commutators"]
+    found = flooded_levels.common_level(_objective("tanh-network")).measure()
+    assert found.value < found.bound < found.mutant
     assert found.numbers["without the commutators"] > 8 * found.numbers["standard error"]
     assert abs(found.numbers["fraction of ascents"] - 0.5) < 0.02
 

@@ -31,6 +31,8 @@ OUTSIDE = flows.Rescaling(eps=0.1)
 INSIDE = flows.Rescaling(eps_root=0.01)
 DEFAULT_DECAYS = (0.9, 0.999)
 STEP_SIZES = (0.01, 0.005, 0.0025, 0.00125, 0.000625)
+# RMSProp's one-step error on `nonquadratic` reaches its order later: slopes 2.68, 2.87, 2.94 at the decay 0.7.
+FINER_STEP_SIZES = (0.005, 0.0025, 0.00125, 0.000625, 0.0003125)
 TIME = 0.2
 AFTER_TRANSIENT = 2  # records from a zero state: by the first of them 0.7^n is far below every error
 STRAIN = 0.2  # chi up to which two terms are good
@@ -51,7 +53,7 @@ def _slow(kind: Kind, objective: Objective, rescaling, name: str = "") -> Orders
         kind.on_slow_manifold(objective, kind.decays, rescaling),
         flow_of(kind.terms(objective, kind.decays, rescaling)),
         (1, 2),
-        step_sizes=STEP_SIZES,
+        step_sizes=STEP_SIZES if kind.first else FINER_STEP_SIZES,
         time=TIME,
     )
 

@@ -38,10 +38,11 @@ def square_field(*losses: Callable) -> Callable:
 def common_level(objective: Objective) -> Criterion:
     """The mean of many runs against the flow on the common level set, and against that of full-batch flooding.
 
-    Minibatches are drawn independently. In a fixed order the fluctuations repeat themselves, do not visit their phases
-    evenly, and this mean over phases was off by a third of the displacement on the digits: no claim is made there.
+    A limit: the error is of first order in e, so that e has to be small for the bound, however many runs there are.
+    Minibatches are drawn independently. In a fixed order the fluctuations repeat themselves and do not visit their
+    phases evenly, as `fluctuation_areas` takes for granted: no claim is made there.
     """
-    num, e, runs, substeps = NUM_MINIBATCHES, 0.025, 32, 8
+    num, e, runs, substeps = NUM_MINIBATCHES, 0.00625, 32, 8
     loss = objective.minibatches(num)
     losses = lambda x: jnp.stack([loss(x, k) for k in range(num)])  # noqa: E731
     level = 0.9 * float(jnp.mean(losses(objective.start)))
@@ -98,11 +99,12 @@ def common_level(objective: Objective) -> Criterion:
             "standard error": spread / runs**0.5,
             "fraction of ascents": float(jnp.mean(ascents)),
         }
-        return Finding(right, 0.05, full, numbers=numbers)
+        return Finding(right, 0.05, min(without, full), numbers=numbers)
 
     return Criterion(
         "minibatch flooding, random order",
-        "mean end on the common level set within 5 % of the displacement; full-batch flooding's field is not",
+        "mean end within 5 % of the displacement on the common level set; without the commutators, or with the field of "
+        "the full batch, it is not",
         measure,
     )
 

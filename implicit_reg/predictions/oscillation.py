@@ -87,7 +87,7 @@ def scale_by_norm(decay: float, start: Any) -> optax.GradientTransformation:
     """RMSProp with one number for all parameters, the moving average of `||g||^2`: Optax has no such thing."""
 
     def update(updates, state, params=None):
-        nu = decay * state + (1 - decay) * optax.tree_utils.tree_l2_norm(updates, squared=True)
+        nu = decay * state + (1 - decay) * optax.tree_utils.tree_norm(updates, squared=True)
         return jax.tree.map(lambda g: g / jnp.sqrt(nu), updates), nu
 
     return optax.GradientTransformation(lambda params: jnp.asarray(start), update)
@@ -161,13 +161,16 @@ def study(objective: Objective, oscillator: Oscillator, *, prepared: bool, num_m
 
     # The sharpness over the edge is proportional to h, so any run tells which h puts it where. The first, small steps
     # leave the violent beginning behind: momentum at full length would jump out of it.
+    never = Study(float("nan"), None, np.empty((0, 0)), np.empty(0), {})
     settled = flow(objective.start, float(SETTLING / flow(objective.start, 1.0, STABLE).sharpness[0, 0]), STABLE)
     x, memory = settled.params[-1], settled.memory[-1]
-    h = float(1 / (HEADROOM * flow(x, 1.0, STABLE, memory).sharpness[0, 0]))
+    h = float(1 / (HEADROOM * flow(x, 1.0, STABLE, memory).sharpness[0, 0])) if np.all(np.isfinite(x)) else np.nan
+    if not np.isfinite(h) or h <= 0:  # the flow left every valley, or there is no positive curvature
+        return never
     before = flow(x, h, STABLE, memory)
     beyond = before.sharpness[:, 0] >= 1
     if not np.any(beyond):
-        return Study(h, None, np.empty((0, 0)), np.empty(0), {})
+        return dataclasses.replace(never, h=h)
     reached = int(np.argmax(beyond))
     x, memory = before.params[reached], before.memory[reached]
     kinds = {"central": central.PLAIN, "stable": STABLE, "flipped": FLIPPED}
@@ -205,12 +208,15 @@ def _distance(found: Study) -> Finding:
     if found.reached is None:
         return _unmeasured(found, NOT_REACHED)
     mean = {name: float(np.mean(found.distances(name))) for name in found.flows}
+    # The flow with the wrong sign may leave the numbers: what counts is how far it was when it did.
+    wrong = found.distances("flipped")
+    farthest = float(np.max(wrong, where=np.isfinite(wrong), initial=0.0))
     nearest = min(mean[name] for name in ("stable", "second") if name in mean)
     flow = found.flows["central"]
     return Finding(
         mean["central"] / nearest,
         DISTANCE,
-        mean["flipped"] / nearest,
+        (mean["flipped"] if np.isfinite(mean["flipped"]) else farthest) / nearest,
         numbers={
             "h": found.h,
             "reached the edge at step": found.reached,

@@ -14,8 +14,7 @@ from implicit_reg.predictions.prediction import Recurrence, iterates
 
 WEIGHT_DECAY = 0.1
 DECAYS = (0.5, 0.7)  # memories short enough for step sizes at which orders are seen in seconds
-# With 0.7 the one-step error of two terms nearly cancels on `nonquadratic` (1e-9 at the finest step, slope still 2.87).
-RMS_DECAYS = (0.0, 0.5)
+RMS_DECAYS = (0.0, DECAYS[1])
 LONG_PAST = 10**6  # a count at which no bias correction is left
 
 
