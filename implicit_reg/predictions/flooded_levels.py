@@ -103,8 +103,8 @@ def common_level(objective: Objective) -> Criterion:
 
     return Criterion(
         "minibatch flooding, random order",
-        "mean end within 5 % of the displacement on the common level set; without the commutators, or with the field of "
-        "the full batch, it is not",
+        "mean end within 5 % of the displacement on the common level set; without the commutators, or with the field "
+        "of the full batch, it is not",
         measure,
     )
 
