@@ -28,9 +28,13 @@ _HOME = {
     "modified_vector_field": "flows",
     "modified_coefficients": "flows",
     "interpolated_vector_field": "flows",
+    "empirical_vector_field": "flows",
+    "central_flow": "flows",
+    "slow_map": "slow_manifold",
     "integrate": "flows",
     "discrepancy": "compare",
     "Discrepancy": "compare",
+    "compare_fields": "compare",
     "observed_order": "compare",
     "ImplicitRegError": "_checks",
 }

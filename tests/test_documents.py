@@ -56,9 +56,28 @@ def test_the_readme_has_the_table_of_methods(row):
     assert table_row(row) in (ROOT / "README.md").read_text().splitlines()
 
 
-def test_help_names_every_prediction():
-    help_text = (ROOT / "implicit_reg" / "cli" / "verify.py").read_text()
-    assert f"Check these predictions only: {', '.join(predictions.ROWS)}." in help_text
+def prediction_row(row: predictions.Prediction) -> str:
+    claim, validity = (text.replace("|", "&#124;") for text in (row.claim, row.validity))
+    source = f"[{row.source}]" if row.source else "derived here"
+    return f"| `{row.name}` | {claim} | {row.time_scale.replace('|', '&#124;')} | {validity} | {source} |"
+
+
+def test_the_theory_has_the_table_of_predictions():
+    """What stands between its two marks is made from the rows."""
+    text = (ROOT / "docs" / "theory.md").read_text()
+    table = text.split("<!-- rows -->")[1].split("<!-- end of rows -->")[0].strip().splitlines()
+    assert table[2:] == [prediction_row(row) for row in predictions.ROWS.values()]
+
+
+def test_every_section_of_the_theory_names_rows_that_exist_and_every_row_has_a_section():
+    headings = re.findall(r"^#{2,3} .*\((.+)\)$", (ROOT / "docs" / "theory.md").read_text(), re.MULTILINE)
+    named = {name for heading in headings for name in re.findall(r"`([a-z-]+)`", heading)}
+    assert named - set(predictions.ROWS) <= {"--method"}
+    assert set(predictions.ROWS) <= named
+
+
+def test_every_prediction_has_a_source_or_was_derived_here():
+    assert {row.source for row in predictions.ROWS.values()} - {""} <= KEYS
 
 
 def test_the_readme_shows_the_commands_that_exist():

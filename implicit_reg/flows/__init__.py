@@ -1,14 +1,131 @@
-"""Continuous dynamics: vector fields made from one-step maps, and their integration."""
+"""Continuous dynamics: fields from one-step maps or stored runs, published fields in closed form, and integration."""
 
+from implicit_reg.flows.adaptive import (
+    Rescaling,
+    adaptive_coefficients,
+    corrected_age,
+    memory_strain,
+    nadam_ghost_shift,
+    rms_ghost_shift,
+    slow_moments,
+    stationary_age,
+)
+from implicit_reg.flows.central import (
+    CentralFlow,
+    EdgeOptimizer,
+    central_flow,
+    edge_adam,
+    edge_gradient_descent,
+    edge_heavy_ball,
+    edge_nesterov,
+    edge_rmsprop,
+    edge_scalar_rmsprop,
+)
+from implicit_reg.flows.closed_forms import (
+    asymmetry,
+    euler_terms,
+    gradient_descent_terms,
+    gradient_penalty_terms,
+    sam_terms,
+    signed_steps_terms,
+    unnormalized_sam_terms,
+)
+from implicit_reg.flows.complementarity import solve_complementarity
+from implicit_reg.flows.empirical import EmpiricalField, empirical_vector_field
+from implicit_reg.flows.flood import (
+    common_level_terms,
+    flooding_coefficient,
+    flooding_pair_terms,
+    fluctuation_areas,
+    level_set_terms,
+    minibatch_pair_terms,
+    project_to_levels,
+)
+from implicit_reg.flows.games import alternating_game_terms, players_clock_terms, simultaneous_game_terms
 from implicit_reg.flows.integration import integrate
 from implicit_reg.flows.interpolated import interpolated_vector_field, interpolation_weights
+from implicit_reg.flows.memory import (
+    LinearMemory,
+    averaged_memory,
+    ghost_shifts,
+    heavy_ball_memory,
+    memory_coefficients,
+    memory_vector_field,
+    nesterov_memory,
+    slow_trace,
+    weighted_memory,
+)
 from implicit_reg.flows.modified import gradient_field, modified_coefficients, modified_vector_field
+from implicit_reg.flows.principal import heavy_ball_radius, nesterov_radius, principal_terms
+from implicit_reg.flows.stochastic import (
+    backstitch_shuffled_terms,
+    kappa,
+    momentum_shuffled_terms,
+    replacement_moments,
+    shuffled_parts,
+    shuffled_terms,
+)
 
 __all__ = [
+    "CentralFlow",
+    "EdgeOptimizer",
+    "EmpiricalField",
+    "LinearMemory",
+    "Rescaling",
+    "adaptive_coefficients",
+    "alternating_game_terms",
+    "asymmetry",
+    "averaged_memory",
+    "backstitch_shuffled_terms",
+    "central_flow",
+    "common_level_terms",
+    "corrected_age",
+    "edge_adam",
+    "edge_gradient_descent",
+    "edge_heavy_ball",
+    "edge_nesterov",
+    "edge_rmsprop",
+    "edge_scalar_rmsprop",
+    "empirical_vector_field",
+    "euler_terms",
+    "flooding_coefficient",
+    "flooding_pair_terms",
+    "fluctuation_areas",
+    "ghost_shifts",
+    "gradient_descent_terms",
     "gradient_field",
+    "gradient_penalty_terms",
+    "heavy_ball_memory",
+    "heavy_ball_radius",
     "integrate",
     "interpolated_vector_field",
     "interpolation_weights",
+    "kappa",
+    "level_set_terms",
+    "memory_coefficients",
+    "memory_strain",
+    "memory_vector_field",
+    "minibatch_pair_terms",
     "modified_coefficients",
     "modified_vector_field",
+    "momentum_shuffled_terms",
+    "nadam_ghost_shift",
+    "nesterov_memory",
+    "nesterov_radius",
+    "players_clock_terms",
+    "principal_terms",
+    "project_to_levels",
+    "replacement_moments",
+    "rms_ghost_shift",
+    "sam_terms",
+    "shuffled_parts",
+    "shuffled_terms",
+    "signed_steps_terms",
+    "simultaneous_game_terms",
+    "slow_moments",
+    "slow_trace",
+    "solve_complementarity",
+    "stationary_age",
+    "unnormalized_sam_terms",
+    "weighted_memory",
 ]

@@ -18,16 +18,20 @@ Player = Callable[[PyTree, PyTree], PyTree]
 Pair = tuple[PyTree, PyTree]
 
 
-def _products(f: Player, k: Player, first: PyTree, second: PyTree) -> tuple[PyTree, ...]:
-    """`f, k, f_x f, f_y k, k_x f, k_y k`."""
-    f0, k0 = f(first, second), k(first, second)
-    in_first = lambda player: jax.jvp(lambda x: player(x, second), (first,), (f0,))[1]  # noqa: E731
-    in_second = lambda player: jax.jvp(lambda y: player(first, y), (second,), (k0,))[1]  # noqa: E731
-    return f0, k0, in_first(f), in_second(f), in_first(k), in_second(k)
+def _terms(f: Player, k: Player, first: PyTree, second: PyTree, rates, weights) -> tuple[Pair, Pair]:
+    """`F_1`, and `F_2 = (-(a/2) (p f_x f + q f_y k), -(b/2) (r k_x f + s k_y k))` for `weights` `(p, q), (r, s)`.
 
+    One derivative for each player: along both directions at once, and not one for each of the four products.
+    """
+    (a, b), (f0, k0) = rates, (f(first, second), k(first, second))
 
-def _combine(p: Scalar, u: PyTree, q: Scalar, v: PyTree) -> PyTree:
-    return _tree.axpy(q, v, _tree.scale(p, u))
+    def bent(player, p, q):
+        return jax.jvp(player, (first, second), (_tree.scale(p, f0), _tree.scale(q, k0)))[1]
+
+    return (_tree.scale(a, f0), _tree.scale(b, k0)), (
+        _tree.scale(-a / 2, bent(f, *weights[0])),
+        _tree.scale(-b / 2, bent(k, *weights[1])),
+    )
 
 
 def alternating_game_terms(
@@ -55,11 +59,7 @@ def alternating_game_terms(
       (0.125, -0.25)
     """
     a, b = rates
-    f0, k0, fxf, fyk, kxf, kyk = _products(f, k, first, second)
-    return (_tree.scale(a, f0), _tree.scale(b, k0)), (
-        _combine(-a * a / 2, fxf, -a * b / 2, fyk),
-        _combine(-b * b / 2, kyk, a * b / 2, kxf),
-    )
+    return _terms(f, k, first, second, rates, ((a, b), (-a, b)))
 
 
 def simultaneous_game_terms(
@@ -78,12 +78,7 @@ def simultaneous_game_terms(
       >>> float(f2), float(k2)                                             # (a b/2)(x, y): outwards
       (0.125, 0.25)
     """
-    a, b = rates
-    f0, k0, fxf, fyk, kxf, kyk = _products(f, k, first, second)
-    return (_tree.scale(a, f0), _tree.scale(b, k0)), (
-        _combine(-a * a / 2, fxf, -a * b / 2, fyk),
-        _combine(-b * b / 2, kyk, -a * b / 2, kxf),
-    )
+    return _terms(f, k, first, second, rates, (rates, rates))
 
 
 def players_clock_terms(
@@ -120,8 +115,4 @@ def players_clock_terms(
       [rosca2021]
     """
     a, b = rates
-    f0, k0, fxf, fyk, kxf, kyk = _products(f, k, first, second)
-    return (_tree.scale(a, f0), _tree.scale(b, k0)), (
-        _combine(-a * a / 2, fxf, -a * a / 2, fyk),
-        _combine(-b * b / 2, kyk, -b * b / 2 if simultaneous else b * (a - b / 2), kxf),
-    )
+    return _terms(f, k, first, second, rates, ((a, a), (b if simultaneous else b - 2 * a, b)))

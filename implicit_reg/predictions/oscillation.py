@@ -208,15 +208,14 @@ def _distance(found: Study) -> Finding:
     if found.reached is None:
         return _unmeasured(found, NOT_REACHED)
     mean = {name: float(np.mean(found.distances(name))) for name in found.flows}
-    # The flow with the wrong sign may leave the numbers: what counts is how far it was when it did.
-    wrong = found.distances("flipped")
-    farthest = float(np.max(wrong, where=np.isfinite(wrong), initial=0.0))
+    # The flow with the wrong sign starts with the others and may run away: then it is infinitely far.
+    wrong = mean["flipped"] if np.isfinite(mean["flipped"]) else np.inf
     nearest = min(mean[name] for name in ("stable", "second") if name in mean)
     flow = found.flows["central"]
     return Finding(
         mean["central"] / nearest,
         DISTANCE,
-        (mean["flipped"] if np.isfinite(mean["flipped"]) else farthest) / nearest,
+        wrong / nearest,
         numbers={
             "h": found.h,
             "reached the edge at step": found.reached,

@@ -238,7 +238,7 @@ def _backstitch_shuffled(objective: Objective, effort: Effort):
 ROWS = (
     Prediction(
         name="sgd-shuffled",
-        title="Stochastic gradient descent, shuffled epochs",
+        title="SGD, shuffled epochs",
         claim="The mean over all orders of an epoch follows the flow of C + (h/4) <||grad C_k||^2>, and a third term.",
         formula="F_1 = -m h g, F_2 = -m h grad (h/4) <||g_k||^2>, F_3 = h^3 (m a_1 + m^2 a_2)",
         source="smith2021",
@@ -250,7 +250,7 @@ ROWS = (
     ),
     Prediction(
         name="sgd-replacement",
-        title="Stochastic gradient descent, minibatches drawn with replacement",
+        title="SGD, drawn with replacement",
         claim="The mean over all draws follows C + (h/4) ||grad C||^2 and the covariance of the iterates.",
         formula="x' = -g - (h/2) H g - (1/2) grad <H, S>, S' = -H S - S H + h <(g_k - g)(g_k - g)'>",
         source="",
