@@ -194,7 +194,7 @@ def _row(name: str, title: str, claim: str, kind: Kind, formula: str, radius: st
         claim=claim,
         formula=formula,
         source=source,
-        time_scale=f"eta = h {kind.memory(DECAY).mass:g} per step, at decay b = {DECAY:g}",
+        time_scale=f"eta = {kind.memory(DECAY).mass:g} h per step, at decay b = {DECAY:g}",
         validity=f"eta max|lambda| below 0.3 of the radius {radius}; {kind.radius(DECAY):.3f} at b = {DECAY:g}, "
         f"{kind.radius(0.9):.3f} at b = 0.9, far below the stable step sizes",
         statements=_statements(kind),

@@ -12,7 +12,7 @@ from implicit_reg import methods
 from implicit_reg.flows import closed_forms
 from implicit_reg.predictions.from_table import follow, more, pins, row
 from implicit_reg.predictions.objective import Objective
-from implicit_reg.predictions.prediction import Effort, Orders, Prediction, flow_of, iterates
+from implicit_reg.predictions.prediction import Effort, Orders, Prediction, Trust, flow_of, iterates
 
 STRENGTH = 0.05  # a penalty that does not shrink with the step
 RADIUS = 0.05  # of SAM where it does not shrink with the step
@@ -119,5 +119,6 @@ ROWS = (
         time_scale="h per step",
         validity="h (max|lambda| + d) below 0.3",
         statements=_weight_decay,
+        trust=Trust("h (max|lambda| + d)", lambda objective, spectrum, h: h * (spectrum.radius + DECAY)),
     ),
 )
