@@ -188,8 +188,8 @@ def momentum_root(y: float, beta: float, *, nesterov: bool = False) -> complex:
     """The slow root z of momentum on a quadratic with `y = h lambda`; complex beyond the radius.
 
     Example:
-      >>> momentum_root(0.0, 0.9).real
-      1.0
+      >>> f"{momentum_root(0.0, 0.9).real:.6f}"
+      '1.000000'
     """
     r, s = (1 + beta, beta) if nesterov else (1.0, 0.0)
     roots = np.roots([1.0, -(1 + beta - r * y), beta - s * y])
