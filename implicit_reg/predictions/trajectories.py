@@ -27,8 +27,8 @@ def two_parameter_trajectories(rows: Sequence[Prediction], problem: Problem, *, 
 
     Returns:
       A dict ready for JSON: `loss`, `h`, `time`, `grid` (`a`, `b`, `loss`) and `runs`, one for each row, with the
-      points `iterates`, `gradient_flow` (the first term) and `modified_flow` (two terms) as (a, b) pairs, as far as they
-      are finite.
+      points `iterates`, `gradient_flow` (the first term) and `modified_flow` (two terms) as (a, b) pairs, as far as
+      they are finite.
     """
     with jax.enable_x64(True):
         objective = flatten(problem)
