@@ -16,6 +16,8 @@ os.environ.update(
     EQX_ON_ERROR="raise",
     MPLBACKEND="agg",
     IMPLICIT_REG_QUICK="1",  # notebooks: fewer step sizes and curves
+    # Nearly all of the time is compilation, of programs that run for milliseconds.
+    XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip(),
 )
 
 import hashlib

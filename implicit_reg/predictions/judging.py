@@ -12,6 +12,8 @@ from implicit_reg.compare import observed_order
 
 HOLDS, FAILS, UNMEASURED = "holds", "fails", "could not measure"
 
+DIVERGED = "the run or the flow diverged, or the solver gave up"
+
 ORDER_TOLERANCE = 0.1  # of the slope between the two finest step sizes
 FLOOR_MARGIN = 30.0  # an error counts while it stands this far above the floor of solver and arithmetic
 
@@ -36,7 +38,7 @@ def judge(
     slopes = observed_order(step_sizes, error)
     measured, mutant = slopes[-1], observed_order(step_sizes, mutant_error)[-1]
     if not np.all(np.isfinite(error[-2:])):
-        verdict, reason = UNMEASURED, "the run or the flow diverged"
+        verdict, reason = UNMEASURED, DIVERGED
     elif not min(error[-2:]) > FLOOR_MARGIN * floor:
         verdict, reason = UNMEASURED, f"the error {min(error[-2:]):.1e} is too near to the floor {floor:.1e}"
     elif not math.isfinite(measured):

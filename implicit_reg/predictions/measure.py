@@ -253,7 +253,8 @@ def _judged_orders(statement: Orders, objective: Objective, trust: Trust) -> dic
 def _explain(curves: list[dict], measures: dict, objective: Objective, run, step_sizes, num_terms: int) -> None:
     """A failure outside of the theory's range, or on a loss with kinks, is told apart from a wrong prediction."""
     failed = [curve for curve in curves if curve["verdict"] == FAILS]
-    if not failed:
+    puzzling = failed + [curve for curve in curves if curve["reason"] == judging.DIVERGED]
+    if not puzzling:
         return
     if measures["band"] in ("unreliable", "beyond"):
         for curve in failed:
@@ -269,7 +270,7 @@ def _explain(curves: list[dict], measures: dict, objective: Objective, run, step
         else None
     )
     if seen:
-        for curve in failed:
+        for curve in puzzling:
             curve["reason"] += f"; {seen}"
 
 
@@ -279,7 +280,7 @@ def program(dynamics: Flow | Recurrence, objective: Objective) -> Callable[..., 
 
 
 def _recurrence(dynamics: Recurrence, objective: Objective) -> Callable[..., np.ndarray]:
-    @jax.jit
+    @solver.compiled
     def run(w, h, x, counts):
         def segment(carry, count):
             n, y = carry

@@ -19,8 +19,15 @@ from implicit_reg.predictions.objective import Objective
 from implicit_reg.predictions.prediction import Flow
 
 TOLERANCE = 1e-12  # relative and absolute
-MAX_EVALUATIONS = 100_000  # a flow that asks for more has kinks, or is stiff for so long a time
+MAX_EVALUATIONS = 10_000  # a flow that asks for more has kinks, or is stiff for so long a time
 MAX_LOST = 200  # evaluations in a row that are not finite: shorter steps do not help, the solution has ceased to exist
+
+
+def compiled(fn: Callable) -> Callable:
+    """`jax.jit`, on CPUs without the optimizations of LLVM: what runs for milliseconds need not compile for seconds."""
+    return jax.jit(
+        fn, compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    )
 
 
 class _GaveUp(Exception):
@@ -31,15 +38,15 @@ def flow(dynamics: Flow, objective: Objective) -> Callable[..., np.ndarray]:
     """`(w, h, counts) -> what is read after so many units each`; nan from where the solution ceased to exist."""
     unravel: Callable = _structure_unknown
 
-    @jax.jit
+    @compiled
     def begin(w, h, x):
         return dynamics.start(w, h, x)
 
-    @jax.jit
+    @compiled
     def derivative(n, flat, w, h):
         return ravel_pytree(dynamics.field(w, h, n, unravel(flat)))[0]
 
-    @jax.jit
+    @compiled
     def read(flat):
         return dynamics.read(unravel(flat))
 
