@@ -17,6 +17,7 @@ QUICK = ["--only", "gd", "--problem", "nonquadratic", "--step-sizes", "0.025", "
 
 PLUGIN = """
 import jax.numpy as jnp, numpy as np, optax
+from implicit_reg.flows import heavy_ball_memory, memory_vector_field
 from implicit_reg.problems import Problem
 
 def method(h):
@@ -25,8 +26,22 @@ def method(h):
 def rough(h):
     return optax.chain(optax.sgd(h), optax.trace(0.5))
 
+def noisy(h):
+    return optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(h))
+
+def deaf(h):
+    return optax.sgd(0.1)
+
+def bowl(x):
+    return jnp.sum(jnp.cosh(x))
+
 def loss(dtype):
-    return Problem("mine", lambda x: jnp.sum(jnp.cosh(x)), np.array([0.3, -1.0], dtype), {}, "A bowl.")
+    return Problem("mine", bowl, np.array([0.3, -1.0], dtype), {}, "A bowl.")
+
+fields = tuple(memory_vector_field(bowl, heavy_ball_memory(0.5), terms) for terms in (1, 2))
+
+def another_tree(t, x, h):
+    return {"x": x}
 
 not_a_method = 3
 """
@@ -140,10 +155,30 @@ def test_own_problem_and_own_method(tmp_path, capsys, monkeypatch):
     assert check["verdict"] == "holds"
     assert {case["loss"] for case in check["details"]["cases"]} == {"mine"}
     assert list((tmp_path / "runs").iterdir())
-    assert run("verify", "--method", "plugin_of_a_user:rough", *mine) == 2
-    assert "a memory of dtype float64 at state" in capsys.readouterr().err
-    assert run("verify", "--method", "plugin_of_a_user:not_a_method", *mine) == 2
-    assert "`method` must be callable" in capsys.readouterr().err
+    for method, field, message in (
+        ("not_a_method", None, "`method` must be callable"),
+        ("noisy", None, "PRNG key"),
+        ("deaf", None, "`method` must make smaller updates for smaller step sizes"),
+        ("method", "another_tree", "must have the same structure"),
+    ):
+        extra = [] if field is None else ["--field", f"plugin_of_a_user:{field}"]
+        assert run("verify", "--method", f"plugin_of_a_user:{method}", *mine, *extra) == 2, method
+        assert message in capsys.readouterr().err
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_an_optimizer_with_a_memory_gets_the_whole_treatment_in_one_command(tmp_path, capsys, monkeypatch):
+    """The field is derived from its updates on the slow manifold, or given, and held to the orders of its terms."""
+    (tmp_path / "another_plugin_of_a_user.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    command = ["verify", "--method", "another_plugin_of_a_user:rough", "--problem", "another_plugin_of_a_user:loss"]
+    for field in ([], ["--field", "another_plugin_of_a_user:fields"]):
+        assert run(*command, *field, "--json") == 0
+        (check,) = json.loads(capsys.readouterr().out)["checks"]
+        assert (check["verdict"], check["expected"]) == ("holds", [1, 2])
+        (dynamics,) = check["details"]["dynamics"]
+        assert dynamics["memory"] == 33  # 0.5^33 = 1e-10
+        assert dynamics["first_step"] < 20
 
 
 def test_a_prediction_that_fails_is_exit_code_1(tmp_path, monkeypatch, capsys):

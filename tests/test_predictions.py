@@ -10,7 +10,7 @@ import pytest
 
 import implicit_reg as ir
 from implicit_reg import methods, predictions, problems
-from implicit_reg.predictions import from_table, judging, measure, validity
+from implicit_reg.predictions import from_table, judging, measure, solver, validity
 from implicit_reg.predictions.objective import flatten
 
 pytestmark = pytest.mark.x64
@@ -212,7 +212,8 @@ def test_outside_of_its_range_a_wrong_order_could_not_be_measured():
     assert any("where the theory does not speak" in (reason or "") for reason in reasons)
 
 
-def test_kinks_are_seen():
+def test_kinks_are_seen(monkeypatch):
+    monkeypatch.setattr(solver, "MAX_EVALUATIONS", 3000)
     kinked = problems.Problem(
         "kinked", lambda x: jnp.sum(jnp.abs(x - 0.29) * (1 + x**2)), np.array([0.3, 1.0]), {}, "A ridge near the start."
     )

@@ -88,7 +88,7 @@ def minibatch_pair_terms(first_fn: Loss, second_fn: Loss, params: Params, h: Sca
     return _tree.scale(-(h**2) / 2, _tree.axpy(1.0, hi, hj)), _tree.scale(h**3 / 4, _tree.axpy(1.0, ti, tj))
 
 
-def flooding_coefficient(decay: Scalar, correlations: Sequence[float] | Array | np.ndarray) -> Scalar:
+def flooding_coefficient(decay: Scalar, correlations: Sequence[float | int] | Array | np.ndarray) -> Scalar:
     """How fast flooding with momentum slides: `kappa` in `dx/dn = -h^2 kappa P H g`, from the signs of its steps,
 
         kappa = (1 + 2 sum_{j>=1} decay^j r_j) / (2 (1 - decay)^2),   r_j = mean of s_n s_{n-j}.

@@ -19,7 +19,7 @@ from implicit_reg.predictions.objective import Objective
 from implicit_reg.predictions.prediction import Flow
 
 TOLERANCE = 1e-12  # relative and absolute
-MAX_EVALUATIONS = 10_000  # a flow that asks for more has kinks, or is stiff for so long a time
+MAX_EVALUATIONS = 50_000  # a flow that asks for more has kinks, or is stiff for so long a time
 MAX_LOST = 200  # evaluations in a row that are not finite: shorter steps do not help, the solution has ceased to exist
 
 

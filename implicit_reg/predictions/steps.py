@@ -111,7 +111,8 @@ def _gd(objective: Objective, effort: Effort):
                 objective,
                 (1, 2, 3, 4, 5),
                 "five exact coefficients",
-                step_sizes=_many_terms(objective),
+                step_sizes=tuple(2 * h for h in _many_terms(objective)),
+                time=1.0,
             ),
         )
 
