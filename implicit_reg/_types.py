@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Loss: TypeAlias = Callable[..., jax.Array]
     Method: TypeAlias = Callable[[Any], optax.GradientTransformation]
     Batches: TypeAlias = tuple[PyTree[jax.typing.ArrayLike], ...] | None
+    Data: TypeAlias = tuple[PyTree[jax.typing.ArrayLike], ...]
     Observe: TypeAlias = Callable[[Any], PyTree[Array]] | None
 
     class VectorField(Protocol):
@@ -44,5 +45,6 @@ else:
     Loss: TypeAlias = object  # loss_fn(params, *batch) -> scalar
     Method: TypeAlias = object  # h -> gradient transformation
     Batches: TypeAlias = object  # one pytree for each argument of the loss after params, leading axis num_steps
+    Data: TypeAlias = object  # a tuple: the arguments of the loss after params, each with the examples as leading axis
     Observe: TypeAlias = object  # params -> pytree of arrays, or None
     VectorField: TypeAlias = object  # field(t, params, h), structured as params

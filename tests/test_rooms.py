@@ -11,9 +11,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "implicit_reg"
 FLOORS = (
     ("_types", "_callables", "_checks", "_tree"),
     ("derivatives", "trajectory", "bseries"),
-    ("problems", "losses", "transforms", "methods"),
+    ("problems", "losses", "transforms", "methods", "curvature"),
     ("descent", "flows"),
-    ("standstill", "slow_manifold", "compare", "predictions"),
+    ("standstill", "slow_manifold", "compare", "predictions", "strength"),
     ("training", "experiments"),
     ("plots", "report", "cli"),
 )
@@ -24,6 +24,7 @@ THIRD_PARTIES = {  # beyond the standard library and EVERYWHERE
     "problems": {"flax", "sklearn"},
     "transforms": {"flax"},
     "losses": {"flax"},
+    "curvature": {"scipy", "matfree", "tqdm"},
     "flows": {"diffrax"},
     "training": {"flax", "sklearn", "orbax", "tqdm", "scipy"},
     "compare": {"scipy"},
