@@ -82,7 +82,7 @@ class Train(Settings, _common.Options):
             log.write(f"start: {run.settings.method} on {run.settings.data}")
         else:
             with _common.user_input():
-                state, history = _restore(folder, run, state)
+                state, history = restore(folder, run, state)
             log.write(f"resume after epoch {int(state.epoch)}")
             for name in ("jax", "jaxlib", "optax", "flax", "device", "threads", "xla_flags"):
                 if earlier.get(name) != environment[name]:
@@ -184,7 +184,13 @@ class _Log:
             print(text, file=sys.stderr)
 
 
-def _restore(folder: pathlib.Path, run: Any, template: Any) -> tuple[Any, list[dict[str, Any]]]:
+def restore(folder: pathlib.Path, run: Any, template: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """The state and the history that a folder holds; the template's where it was killed before its first checkpoint.
+
+    Raises:
+      UsageError: it is not whole, or its parts disagree.
+      ImplicitRegError: the checkpoint is damaged, or of other shapes.
+    """
     from implicit_reg.training import checkpoints
 
     if not checkpoints.checkpoints(folder / "checkpoint"):
