@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from implicit_reg.curvature.density import Estimate, SpectralDensity, spectral_density, trace
+from implicit_reg.curvature.eigenpairs import Eigenpairs, largest_eigenpairs, smallest_eigenpairs
+from implicit_reg.curvature.lanczos import Extremes, extreme_eigenvalues, lanczos, sharpness
 from implicit_reg.curvature.operators import (
     Operator,
     flatten,
@@ -12,10 +15,21 @@ from implicit_reg.curvature.operators import (
 )
 
 __all__ = [
+    "Eigenpairs",
+    "Estimate",
+    "Extremes",
     "Operator",
+    "SpectralDensity",
+    "extreme_eigenvalues",
     "flatten",
     "gauss_newton_operator",
     "hessian_operator",
+    "lanczos",
+    "largest_eigenpairs",
     "mean_value_and_gradient",
     "preconditioned",
+    "sharpness",
+    "smallest_eigenpairs",
+    "spectral_density",
+    "trace",
 ]

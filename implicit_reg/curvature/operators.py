@@ -329,8 +329,8 @@ def _checked(function: str, fn: Any, params: Any, data: Any, batch_size: Any) ->
     leaves = jax.tree.leaves(params)
     if not sum(leaf.size for leaf in leaves):
         raise ValueError(f"{function}: `params` must have at least one entry, got leaves of size zero")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    if not traced and not bool(_tree.all_finite(params)):
+    finite = _tree.all_finite(params)
+    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
         raise ValueError(f"{function}: `params` must be finite; the run diverged, or a step before this one overflowed")
     if batch_size is None:
         return params, data, None
