@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from implicit_reg.curvature.critical import Classification, classify
 from implicit_reg.curvature.density import Estimate, SpectralDensity, spectral_density, trace
 from implicit_reg.curvature.eigenpairs import Eigenpairs, largest_eigenpairs, smallest_eigenpairs
+from implicit_reg.curvature.escaping import CriticalPoint, Escape, escape, find_critical_point
 from implicit_reg.curvature.lanczos import Extremes, extreme_eigenvalues, lanczos, sharpness
 from implicit_reg.curvature.operators import (
     Operator,
@@ -15,12 +17,18 @@ from implicit_reg.curvature.operators import (
 )
 
 __all__ = [
+    "Classification",
+    "CriticalPoint",
     "Eigenpairs",
+    "Escape",
     "Estimate",
     "Extremes",
     "Operator",
     "SpectralDensity",
+    "classify",
+    "escape",
     "extreme_eigenvalues",
+    "find_critical_point",
     "flatten",
     "gauss_newton_operator",
     "hessian_operator",

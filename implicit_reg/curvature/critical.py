@@ -1,4 +1,4 @@
-"""What kind of point the parameters are: minimum, maximum, saddle, degenerate, or not critical, from bounded eigenvalues."""
+"""The kind of a point: minimum, maximum, saddle, degenerate, or not critical, from eigenvalues with their bounds."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def classify(
     threshold = eigenvalue_tolerance * top
     negative, positive = values + bounds < -threshold, values - bounds > threshold
     scaled = _scaled_gradient(gradient, values, vectors, negative | positive, top, loss, x)
-    kinks = _kinks(loss_fn, params, data, batch_size, operator, vectors[[0, -1]], x, key)
+    kinks = _kinks(loss_fn, params, data, batch_size, operator, vectors[[0, -1]], top, x, key)
     index, flat = int(np.sum(negative)), int(np.sum(~(negative | positive)))
     kind = _kind(scaled <= gradient_tolerance, negative, positive, complete)
     norm = float(np.linalg.norm(gradient))
@@ -204,7 +204,7 @@ def _text(kind, index, at_least, flat, norm, scaled, tolerance, values, bounds, 
         "degenerate": f"Degenerate: {index} negative and {flat} flat among the {len(values)} computed eigenvalues "
         f"(within {threshold:.1g}), so second derivatives do not decide between "
         + ("maximum and saddle" if index else "minimum, plateau and saddle"),
-        "not critical": f"Not critical: the gradient norm {norm:.3g} puts the critical point a distance of {scaled:.2g} "
+        "not critical": f"Not critical: the gradient norm {norm:.3g} puts the critical point {scaled:.2g} "
         f"lengths away (tolerance {tolerance:.1g}); {more}{index} negative eigenvalues, from {low} to {high}",
     }[kind]
     if kind != "not critical":
@@ -213,11 +213,11 @@ def _text(kind, index, at_least, flat, norm, scaled, tolerance, values, bounds, 
     return says + (ends if not complete else "") + "."
 
 
-def _kinks(loss_fn, params, data, batch_size, operator, ends, x, key) -> bool:
+def _kinks(loss_fn, params, data, batch_size, operator, ends, top, x, key) -> bool:
     """Whether central differences of the gradient fail to approach the Hessian product as their step is halved.
 
-    For a loss with three derivatives the error falls by 4 with each halving, down to round-off; a jump J of the gradient
-    within the step adds J / (2 t), which doubles.
+    For a loss with three derivatives the error falls by 4 with each halving, down to round-off; a jump J of the
+    gradient within the step adds J / (2 t), which doubles.
     """
     eps = float(jnp.finfo(operator.dtype).eps)
     size = float(np.linalg.norm(x)) or 1.0
@@ -235,7 +235,7 @@ def _kinks(loss_fn, params, data, batch_size, operator, ends, x, key) -> bool:
             forward, backward = gradient(x + t * direction), gradient(x - t * direction)
             slope = (forward - backward) / (2 * t)
             error = float(np.linalg.norm(slope - wanted))
-            scale = float(max(np.linalg.norm(slope), np.linalg.norm(wanted)))
+            scale = float(max(np.linalg.norm(slope), top))
             rounding = 32 * eps * (np.linalg.norm(forward) + np.linalg.norm(backward) + scale * size) / t
             if before is not None and error > 0.6 * before and error > max(1e-3 * scale, rounding):
                 return True

@@ -78,8 +78,9 @@ def escape(
 ) -> Escape:
     """Leaves a strict saddle along its most negative eigenvector, to the lowest loss on that line; never uphill.
 
-    With `H v = lambda v`, lambda < 0 beyond its bound, `C(x + s v) = C + s g'v + s^2 lambda / 2 + ...` falls for a small
-    s of at least one sign. Both signs are tried at steps `max_step`, `max_step / 2`, ..., and the lowest loss is taken.
+    With `H v = lambda v`, lambda < 0 beyond its bound, `C(x + s v) = C + s g'v + s^2 lambda / 2 + ...` falls for
+    a small s of at least one sign. Both signs are tried at steps `max_step`, `max_step / 2`, ..., and the lowest loss
+    is taken.
 
     Args:
       loss_fn, params, data, batch_size: as for `classify`.
@@ -136,8 +137,9 @@ def escape(
     lowest, sign, step = best
     if not loss - lowest > 4 * eps * abs(loss):
         return stays(
-            f"The smallest eigenvalue {value:.3g} ± {bound:.1g} is negative, but no step of {int(num_trials)} of either "
-            f"sign up to {longest:.2g} lowers the loss {loss:.4g} by more than round-off; the parameters are unchanged."
+            f"The smallest eigenvalue {value:.3g} ± {bound:.1g} is negative, but none of {int(num_trials)} steps of "
+            f"either sign up to {longest:.2g} lowers the loss {loss:.4g} by more than "
+            f"round-off; the parameters are unchanged."
         )
     moved = back(x + jnp.asarray(sign * step * vector, operator.dtype))
     after, gradient = finite_value_and_gradient("escape", loss_fn, moved, data, batch_size)
@@ -226,7 +228,7 @@ def find_critical_point(
             tr_solver=solver,
             ftol=None,
             xtol=eps,
-            gtol=tolerance**2 / 100,
+            gtol=None,
             max_nfev=int(max_iterations),
         ).x
     found = at(x) if initial > 0 else params

@@ -8,6 +8,13 @@ functions lay out whole pages; `to_png` and `to_svg` make files of them, the lat
 from __future__ import annotations
 
 from implicit_reg.plots.criteria import gauges, series_curves
+from implicit_reg.plots.curvature import (
+    curvature_figure,
+    escape_curves,
+    loss_surface,
+    sharpness_curve,
+    spectral_density,
+)
 from implicit_reg.plots.errors import error_curves, errors_figure
 from implicit_reg.plots.evidence import check_figure
 from implicit_reg.plots.overview import strip, strip_figure, verify_figures
@@ -21,12 +28,17 @@ __all__ = [
     "check_figure",
     "comparison",
     "comparison_figure",
+    "curvature_figure",
     "error_curves",
     "errors_figure",
+    "escape_curves",
     "gauges",
     "learning_curves",
+    "loss_surface",
     "method_color",
     "series_curves",
+    "sharpness_curve",
+    "spectral_density",
     "strip",
     "strip_figure",
     "to_png",
