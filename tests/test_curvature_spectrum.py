@@ -21,6 +21,9 @@ SPECTRA = {
     "condition 1e8": np.logspace(-8, 0, 100),
     "zero": np.zeros(100),
     "negative": -np.linspace(1, 2, 100),
+    "large and rank-deficient": np.concatenate([np.zeros(580), np.linspace(1, 3, 100)]),
+    "far below one": 1e-12 * np.linspace(-3, 4, 100),
+    "triple": np.concatenate([np.linspace(0, 1, 97), [2.0, 2.0, 2.0]]),
     "small": np.array([2.0, -1.0, 0.5]),
 }
 
@@ -59,6 +62,24 @@ def test_known_spectra(name, sign):
     np.testing.assert_allclose(found.residuals, residuals, atol=1e-13 * scale)
     nearest = np.min(np.abs(values - found.values[:, None]), axis=1)
     assert np.all(nearest <= found.bounds + 1e-15 * scale)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_known_spectra_in_float32(name, sign):
+    """The default tolerance is met in the dtype of the parameters, and the bounds hold there."""
+    values = np.sort(SPECTRA[name])
+    operator = matrix_operator(with_spectrum(values).astype(np.float32))
+    find = curvature.largest_eigenpairs if sign > 0 else curvature.smallest_eigenpairs
+    found = find(operator, 2)
+    assert found.values.dtype == np.float32
+    assert np.all(found.converged)
+    scale = np.float32(np.max(np.abs(values)) or 1)
+    expected = (values[::-1] if sign > 0 else values)[:2].astype(np.float32)
+    np.testing.assert_allclose(found.values / scale, expected / scale, rtol=0, atol=DERIVATIVE.float32)
+    # The eigenvalues of the rounded matrix, not of the one it was rounded from.
+    true = np.linalg.eigvalsh(np.asarray(operator.dense(), np.float64))
+    assert np.all(np.min(np.abs(true - found.values[:, None]), axis=1) <= found.bounds)
 
 
 def test_a_network_against_the_dense_hessian_and_another_library(network):

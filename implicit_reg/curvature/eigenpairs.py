@@ -15,6 +15,8 @@ from implicit_reg._types import Integer, Scalar
 from implicit_reg.curvature.operators import Operator
 
 DENSE = 64  # columns up to which a dense `eigh` is cheaper than any iteration, and cannot miss a pair
+POWERS = 6  # power iterations that tell the size of the operator to a factor of about two
+WIDTH = 40  # basis vectors between restarts of ARPACK
 
 
 class Eigenpairs(NamedTuple):
@@ -55,8 +57,8 @@ def largest_eigenpairs(
       k: how many, at most the dimension.
       tolerance: of the residual, relative to the largest stretch of a vector that was seen; None is a hundredth of the
         square root of the dtype's resolution. Iteration stops when it is met.
-      max_products: products to spend at most; None is 50 k + 500. What has been reached then is returned with
-        `converged` False.
+      max_products: products after which the iteration is not restarted; None is 50 k + 500. What has been reached then
+        is returned with `converged` False, or by a dense matrix where that takes no more products again.
       key: of the random start; None is a fixed one.
 
     Returns:
@@ -112,11 +114,31 @@ def check_symmetric(function: str, operator: Operator, matvec: Callable[[np.ndar
     au, av = matvec(u), matvec(v)
     scale = np.linalg.norm(u) * np.linalg.norm(av) + np.linalg.norm(v) * np.linalg.norm(au)
     gap = abs(float(u @ av) - float(v @ au))
-    if gap > np.sqrt(np.finfo(operator.dtype).eps) * scale:
+    # Random directions are nearly orthogonal: of an asymmetry the gap shows the part 1/sqrt(d).
+    if gap > np.sqrt(np.finfo(operator.dtype).eps / operator.size) * scale:
         raise ValueError(
             f"{function}: `operator` must be symmetric, got <u, A v> and <v, A u> that differ by {gap:.2g} for random "
             f"u, v; a spectrum of its symmetric part would be a number for something else"
         )
+
+
+class _Counted:
+    """The product on the host, with what was spent and the largest stretch of a vector that was seen."""
+
+    def __init__(self, operator: Operator, bar: Any) -> None:
+        self.operator, self.bar = operator, bar
+        self.spent, self.scale = 0, 0.0
+
+    def spend(self, products: int) -> None:
+        self.spent += products
+        self.bar.update(products)
+
+    def __call__(self, vector: np.ndarray) -> np.ndarray:
+        self.spend(1)
+        product, length = self.operator.matvec(vector), float(np.linalg.norm(vector))
+        if length:
+            self.scale = max(self.scale, float(np.linalg.norm(product)) / length)
+        return product
 
 
 def _eigenpairs(function, operator, k, tolerance, max_products, key, *, sign) -> Eigenpairs:
@@ -130,21 +152,12 @@ def _eigenpairs(function, operator, k, tolerance, max_products, key, *, sign) ->
     from tqdm import tqdm
 
     with tqdm(desc=function, unit=" products", delay=2, disable=None, leave=False) as bar:
-        spent, scale = 0, 0.0
-
-        def matvec(vector: np.ndarray) -> np.ndarray:
-            nonlocal spent, scale
-            spent += 1
-            bar.update()
-            product, length = operator.matvec(vector), float(np.linalg.norm(vector))
-            if length:
-                scale = max(scale, float(np.linalg.norm(product)) / length)
-            return product
-
+        matvec = _Counted(operator, bar)
         check_symmetric(function, operator, matvec)
         vectors = _subspace(operator, matvec, int(k), tolerance, int(most), key, sign)
         # Rayleigh-Ritz on what came back: the values belong to the vectors, and each residual to its pair.
         images = np.stack([matvec(v) for v in vectors])
+    scale = matvec.scale
     small = vectors @ images.T
     values, rotation = np.linalg.eigh((small + small.T) / 2)
     order = np.argsort(-sign * values, kind="stable")
@@ -155,13 +168,14 @@ def _eigenpairs(function, operator, k, tolerance, max_products, key, *, sign) ->
     roundings = eps * scale * operator.size**0.5
     bounds = residuals + roundings
     converged = bounds <= max(tolerance * scale, 2 * roundings)
-    return Eigenpairs(values, vectors, residuals, bounds, converged, tolerance * scale, spent)
+    return Eigenpairs(values, vectors, residuals, bounds, converged, tolerance * scale, matvec.spent)
 
 
 def _subspace(operator, matvec, k, tolerance, most, key, sign) -> np.ndarray:
     """Orthonormal rows that span, nearly, the wanted eigenvectors."""
 
     def dense():
+        matvec.spend(operator.size)
         _, vectors = np.linalg.eigh(np.asarray(operator.dense()))
         return np.ascontiguousarray((vectors[:, ::-1] if sign > 0 else vectors)[:, :k].T)
 
@@ -170,17 +184,24 @@ def _subspace(operator, matvec, k, tolerance, most, key, sign) -> np.ndarray:
     from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     start = jax.random.normal(jax.random.key(0) if key is None else key, (operator.size,), jnp.float32)
-    linear = LinearOperator((operator.size, operator.size), matvec=matvec, dtype=operator.dtype)
-    width = min(operator.size, max(2 * k + 1, 20))
-    restarts = max(1, (most - width) // max(1, width - k))
+    vector = np.asarray(start, operator.dtype)
+    for _ in range(POWERS):
+        vector = matvec(vector)
+        vector = vector / (np.linalg.norm(vector) or 1)
+    # ARPACK measures a residual against its Ritz value, which near 0 asks for what no product holds, and against
+    # eps^(2/3), which a small matrix is below. Of I + A/c the wanted values are of order 1, residuals relative to c.
+    c = operator.dtype.type(sign * (matvec.scale or 1.0))
+    linear = LinearOperator((operator.size, operator.size), matvec=lambda v: v + matvec(v) / c, dtype=operator.dtype)
+    width = min(operator.size, max(2 * k + 1, min(WIDTH, most)))
+    restarts = max(1, (most - matvec.spent - width) // max(1, width - k))
     found: Any = None
     try:
         _, found = eigsh(
             linear,
             k=k,
-            which="LA" if sign > 0 else "SA",
+            which="LA",
             ncv=width,
-            tol=tolerance,
+            tol=tolerance / 4,  # the scale grows as products are seen, and the Ritz values of I + A/c are up to 2
             maxiter=restarts,
             v0=np.asarray(start, operator.dtype),
         )
@@ -195,6 +216,7 @@ def _subspace(operator, matvec, k, tolerance, most, key, sign) -> np.ndarray:
         # An honest stand-in for what did not converge, which its residual tells apart: the best of one Lanczos space.
         from implicit_reg.curvature.lanczos import lanczos
 
+        matvec.spend(width)
         space = lanczos(operator, start.astype(operator.dtype), width)
         ritz = np.asarray(space.ritz()[1]).T @ np.asarray(space.basis)
         found = np.concatenate([found, (ritz[::-1] if sign > 0 else ritz)[:k].T], axis=1)
