@@ -33,8 +33,8 @@ def spectral_density(record: Record, ax: Axes, *, color: str = "#0072b2") -> Axe
     """The density of the eigenvalues: symmetric logarithmic abscissa, logarithmic ordinate, a band of two errors.
 
     Args:
-      record: `grid` and `density`, lists; optionally `standard_error`, a list; `linear`, below which the abscissa is linear
-        (a thousandth of the largest absolute value otherwise); and `marks`, exact eigenvalues drawn as ticks.
+      record: `grid` and `density`, lists; optionally `standard_error`, a list; `linear`, below which the abscissa is
+        linear (a thousandth of the largest absolute value otherwise); and `marks`, exact eigenvalues drawn as ticks.
       ax: where to draw.
       color: of the curve.
 
@@ -147,7 +147,7 @@ def loss_surface(record: Record, ax: Axes, *, name: str = "gd") -> Axes:
         ax.axvline(0, color=FAINT, lw=0.9, ls=(0, (3, 2.5)), zorder=1)
         low, high = min(filter(is_number, values), default=0), max(filter(is_number, values), default=0)
         if low > 0 and high > 50 * low:
-            ax.set_yscale("log")
+            _log_ticks(ax, high / low)
         ax.set_ylabel("loss")
         ax.grid(True, axis="y", color=GRID, lw=0.6)
     else:
@@ -253,8 +253,8 @@ def _rate_line(record: Record, ax: Axes, tops: Sequence[Real]) -> None:
     ax.plot([x, last], [y, y * rate ** (last - x)], color=INK, lw=1.0, ls=(0, (3, 2.5)), zorder=2)
     middle = (x + last) / 2
     ax.annotate(
-        f"rate {number(rate, '.4g')} per step", (middle, y * rate ** (middle - x)), (-8, 6),
-        textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=INK, path_effects=halo(),
+        f"rate {number(rate, '.4g')} per step", (middle, y * rate ** (middle - x)), (8, -6),
+        textcoords="offset points", ha="left", va="top", fontsize=7.5, color=INK, path_effects=halo(),
     )  # fmt: skip
 
 
@@ -325,4 +325,4 @@ def _symmetric_ticks(ax: Axes, low: Real, high: Real, linear: Real) -> None:
     ticks = [-p for p in powers if -p >= low] + [0.0] + [p for p in powers if p <= high]
     ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(lambda x, _: "0" if x == 0 else "−" * (x < 0) + power_of_ten(abs(x)))
+    ax.xaxis.set_major_formatter(lambda x, _: "0" if x == 0 else ("−" if x < 0 else "") + power_of_ten(abs(x)))
