@@ -101,8 +101,8 @@ def alpha_for(target: Target, step: Scalar, interval: Integer = 1, sampling: Dra
     excess = target.squared_norm / own - 1
     if excess < -1e-12:
         raise ValueError(
-            f"alpha_for: `target` must be at least the {own:.3g} ||g||^2 of gradient descent of step {float(step):.3g}, got "
-            f" {target.squared_norm:.3g}; a step back only adds: take a smaller step, or explicit_strength_for, "
+            f"alpha_for: `target` must have at least {own:.3g} ||g||^2 of gradient descent of step {float(step):.3g}, "
+            f"got {target.squared_norm:.3g}; a step back only adds: take a smaller step, or explicit_strength_for, "
             f"which may be negative"
         )
     alpha = (math.sqrt(1 + 2 * interval * max(excess, 0.0)) - 1) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer, Scalar
@@ -249,7 +249,7 @@ class GradientPenalty(Method):
       0.2
     """
 
-    method: Method
+    method: Any
     strength: Scalar
 
     def __post_init__(self) -> None:
