@@ -9,27 +9,35 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "Advice": "diagnosis",
     "Arrays": "program",
     "Best": "program",
     "Candidate": "comparison",
+    "Diagnosis": "diagnosis",
     "Entrant": "comparison",
+    "Further": "remedies",
     "History": "runs",
     "Knobs": "program",
     "Program": "program",
     "Run": "runs",
     "Settings": "settings",
     "TrainState": "program",
+    "Verdict": "diagnosis",
     "base_optimizer": "optimizers",
     "compete": "comparison",
     "decay_mask": "optimizers",
     "decoupled_weight_decay": "optimizers",
+    "diagnose": "diagnosis",
+    "diagnose_further": "remedies",
     "enter": "comparison",
     "everyday_base": "optimizers",
+    "expected_calibration_error": "calibration",
     "find_method": "lookup",
     "fit": "runs",
     "grid": "comparison",
     "load_data": "lookup",
     "mean_loss": "metrics",
+    "noise_entropy": "calibration",
     "optimizer_names": "optimizers",
     "results": "runs",
     "schedule_shape": "optimizers",
@@ -37,6 +45,7 @@ _HOME = {
     "stack_data": "comparison",
     "summarize": "comparison",
     "to_arrays": "program",
+    "worst_share": "calibration",
 }
 __all__ = [*_HOME]
 
