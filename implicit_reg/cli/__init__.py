@@ -19,6 +19,7 @@ import tyro
 from implicit_reg.cli import _common
 from implicit_reg.cli.compare import Compare
 from implicit_reg.cli.diagnose import Diagnose
+from implicit_reg.cli.inspect import Inspect
 from implicit_reg.cli.train import Train
 from implicit_reg.cli.verify import Verify
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "verify": (Verify, "Show that each method follows its modified equation, with measured orders."),
     "train": (Train, "Train a model on real data with any method of the table."),
     "compare": (Compare, "Compare methods on equal terms: same seeds, same gradient budget."),
+    "inspect": (Inspect, "Look at curvature: spectrum, kind of point, flatness, surface."),
     "diagnose": (Diagnose, "Say what a training run is doing, with the evidence, and what to try next."),
 }
 

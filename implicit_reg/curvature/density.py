@@ -62,7 +62,8 @@ def trace(operator: Operator, *, num_samples: Integer = 32, key: jax.Array | Non
 def _quadratic_forms(product, size, dtype, num_samples, key, arguments):
     def one(key):
         signs = jax.random.rademacher(key, (size,), jnp.int32).astype(dtype)
-        return signs @ product(arguments, signs)
+        with jax.default_matmul_precision("highest"):
+            return signs @ product(arguments, signs)
 
     return jax.lax.map(one, jax.random.split(key, num_samples))
 
