@@ -128,7 +128,7 @@ def test_overconfidence_where_accuracy_does_not_fall():
 
 
 def test_a_healthy_run_and_one_that_still_falls():
-    run = Run(Settings(data="wine", widths=(8,), epochs=60))
+    run = Run(Settings(data="wine", widths=(8,), epochs=60, learning_rate=0.5))
     state, history = fit(run)
     assert [verdict.name for verdict in diagnose(run, state, history).verdicts] == ["healthy"]
     run = Run(Settings(data="wine", widths=(8,), epochs=12, learning_rate=0.01))

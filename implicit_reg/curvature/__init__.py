@@ -30,7 +30,7 @@ from implicit_reg.curvature.stability import (
     preconditioner,
     sgd_stability,
 )
-from implicit_reg.curvature.surface import LossSurface, filter_normalized, loss_along, random_direction
+from implicit_reg.curvature.surface import LossSurface, filter_normalized, loss_along, project, random_direction
 
 __all__ = [
     "PORTRAIT_STAGES",
@@ -66,6 +66,7 @@ __all__ = [
     "preconditioned",
     "preconditioned_sharpness",
     "preconditioner",
+    "project",
     "random_direction",
     "sgd_stability",
     "sharpness",

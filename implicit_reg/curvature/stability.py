@@ -118,6 +118,7 @@ def preconditioner(
         RMSProp:  sqrt(nu + eps), or sqrt(nu) + eps where not `eps_in_sqrt`.
 
     The state does not hold the numbers of the optimizer: pass those that it was made with. The defaults are Optax's.
+    NAdam keeps its memories in Adam's state, which does not tell them apart: this P is not NAdam's.
 
     Args:
       state: of any Optax transformation, chained or wrapped, with exactly one adaptive state in it.

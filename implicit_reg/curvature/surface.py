@@ -69,7 +69,7 @@ def filter_normalized(direction: Params, params: Params) -> PyTree[Array]:
       TypeError, ValueError: leaves that are not floating, or another structure.
 
     Example:
-      >>> filter_normalized(jnp.ones((2, 2)), jnp.array([[3.0, 0.0], [3.0, 0.0]])).tolist()
+      >>> filter_normalized(jnp.ones((2, 2)), jnp.array([[3.0, 0.0], [3.0, 0.0]])).round(5).tolist()
       [[3.0, 0.0], [3.0, 0.0]]
     """
     _checks.check_floating("filter_normalized", "params", params)

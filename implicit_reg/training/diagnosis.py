@@ -95,8 +95,8 @@ def diagnose(
       TypeError, ValueError: a `batch_size` below 1, no finished epoch, or a history that is not one of `fit`.
 
     Example:
-      >>> from implicit_reg.training import Settings
-      >>> run = Run(Settings(data="wine", widths=(8,), epochs=60))
+      >>> from implicit_reg.training import Settings, fit
+      >>> run = Run(Settings(data="wine", widths=(8,), epochs=60, learning_rate=0.5))
       >>> [verdict.name for verdict in diagnose(run, *fit(run)).verdicts]
       ['healthy']
     """
