@@ -24,7 +24,7 @@ THIRD_PARTIES = {  # beyond the standard library and EVERYWHERE
     "problems": {"flax", "sklearn"},
     "transforms": {"flax"},
     "losses": {"flax"},
-    "curvature": {"scipy", "matfree", "tqdm"},
+    "curvature": {"scipy", "tqdm"},
     "flows": {"diffrax"},
     "training": {"flax", "sklearn", "orbax", "tqdm", "scipy"},
     "compare": {"scipy"},
