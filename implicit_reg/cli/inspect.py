@@ -74,7 +74,7 @@ class Inspect(_common.Options):
     batch_size: int = 0
     """Examples in memory at once, where the target brings its data; 0 takes all."""
     seed: int = 0
-    """Of the random vectors, the noise, and the random directions of the surface."""
+    """Of the random vectors and the noise."""
 
     def run(self) -> int:
         """Measures, prints, writes."""

@@ -80,7 +80,7 @@ def portrait(
     # So far that the sharpest direction raises, or lowers, the loss by as much as it is.
     curved = max(abs(float(largest.values[0])), abs(float(smallest.values[0])))
     extent = (2 * abs(float(value)) / curved) ** 0.5 if curved and float(value) else float(radius)
-    surface = loss_along(loss_fn, params, ends, data, extents=extent, num_points=31, chunk=16)
+    surface = loss_along(loss_fn, params, ends, data, extents=extent, num_points=31, chunk=16, batch_size=batch_size)
     losses = np.asarray(surface.losses, np.float64)
     return {
         "loss": float(value),
@@ -136,9 +136,9 @@ def _flatness(loss_fn, params, data, batch_size, num_samples, radius, key, norm,
         row("noise", rise.value, f"mean rise under noise of {radius:g} of each filter", rise.standard_error),
     ]
     if jax.tree.leaves(data):
-        total_size = jax.tree.leaves(data)[0].shape[0]
-        num = min(8, total_size)
-        kept = jax.tree.map(lambda x: x[: total_size // num * num], data)
+        total_examples = jax.tree.leaves(data)[0].shape[0]
+        num = min(8, total_examples)
+        kept = jax.tree.map(lambda x: x[: total_examples // num * num], data)
         variance = minibatch_gradient_variance(loss_fn, params, kept, num_batches=num)
         rows.append(row("minibatch variance", variance, f"of the gradients of {num} minibatches"))
     return rows
