@@ -195,7 +195,7 @@ def _kind(critical, negative, positive, complete) -> str:
 
 def _text(kind, index, at_least, flat, norm, scaled, tolerance, values, bounds, threshold, complete) -> str:
     low, high = (f"{values[i]:.3g} ± {bounds[i]:.1g}" for i in (0, -1))
-    more = "at least " * at_least
+    more, plural = "at least " * at_least, "s" * (index != 1)
     says = {
         "minimum": f"A minimum: the smallest eigenvalue {low} is above {threshold:.1g}",
         "maximum": f"A maximum: the largest eigenvalue {high} is below {-threshold:.1g}",
@@ -205,7 +205,7 @@ def _text(kind, index, at_least, flat, norm, scaled, tolerance, values, bounds, 
         f"(within {threshold:.1g}), so second derivatives do not decide between "
         + ("maximum and saddle" if index else "minimum, plateau and saddle"),
         "not critical": f"Not critical: the gradient norm {norm:.3g} puts the critical point {scaled:.2g} "
-        f"lengths away (tolerance {tolerance:.1g}); {more}{index} negative eigenvalues, from {low} to {high}",
+        f"lengths away (tolerance {tolerance:.1g}); {more}{index} negative eigenvalue{plural}, from {low} to {high}",
     }[kind]
     if kind != "not critical":
         says += f", and the gradient norm {norm:.2g} is {scaled:.1g} lengths (tolerance {tolerance:.1g})"
