@@ -29,7 +29,7 @@ def trained(folder: pathlib.Path, stack: contextlib.ExitStack, *, best: bool) ->
     """The training loss at test time (running averages, no dropout) and the parameters of a folder of `train`."""
     settings, _ = _training.read_settings(folder, train.FORMAT)
     stack.enter_context(_training.precision(settings.dtype))
-    from implicit_reg.training import Run, metrics
+    from implicit_reg.training import Run
 
     run = Run(settings)
     state, history = train.restore(folder, run, run.init())
@@ -38,12 +38,8 @@ def trained(folder: pathlib.Path, stack: contextlib.ExitStack, *, best: bool) ->
     chosen = state.best if best else state
     if best and int(state.best.epoch) == 0:
         raise _common.UsageError(f"{folder} has no best epoch: no validation loss was finite")
-    task, outputs = run.program.task, run.program.outputs
-
-    def loss_fn(params, x, y):
-        return metrics.mean_loss(task, outputs(params, chosen.stats, x), y)
-
     name = f"{settings.method} on {settings.data}, {settings.model}, epoch {int(chosen.epoch)}"
+    loss_fn = run.program.loss_at_test_time(chosen.stats)
     return Subject(name, loss_fn, chosen.params, (run.arrays.x_train, run.arrays.y_train))
 
 

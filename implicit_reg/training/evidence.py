@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from implicit_reg import curvature
 from implicit_reg.training import metrics
 from implicit_reg.training.calibration import expected_calibration_error, noise_entropy, worst_share
 from implicit_reg.training.program import TrainState
@@ -118,10 +119,11 @@ def stability(run: Run, state: TrainState) -> Stability:
     if s.optimizer == "sgd":
         b = float(given.get("momentum") or 0.0)
         if not b:
-            return Stability(2.0, 0.0, None, "gradient descent is stable below 2")
+            return Stability(curvature.sgd_stability(1.0), 0.0, None, "gradient descent is stable below 2")
         if given.get("nesterov"):
-            return Stability(2 * (1 + b) / (1 + 2 * b), b, None, "Nesterov's momentum is stable below 2(1+b)/(1+2b)")
-        return Stability(2 * (1 + b), b, None, "momentum is stable below 2(1+b)")
+            words = "Nesterov's momentum is stable below 2(1+b)/(1+2b)"
+            return Stability(curvature.nesterov_stability(1.0, b), b, None, words)
+        return Stability(curvature.momentum_stability(1.0, b), b, None, "momentum is stable below 2(1+b)")
     if s.optimizer in ("adam", "adamw") and not given.get("nesterov"):
         is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
         found = [x for x in jax.tree.leaves(state.optimizer_state, is_leaf=is_adam) if is_adam(x)]
@@ -134,7 +136,7 @@ def stability(run: Run, state: TrainState) -> Stability:
             )
             scale = jax.tree.map(lambda root: root + eps, scale)
             words = "lambda is of the preconditioned Hessian; Adam is stable below 2(1+b1)/(1-b1)"
-            return Stability(2 * (1 + b1) / (1 - b1), b1, scale, words)
+            return Stability(curvature.adam_stability(1.0, b1), b1, scale, words)
     return Stability(None, 0.0, None, f"no stability limit of {s.optimizer} is known here: h lambda was not judged")
 
 
@@ -258,26 +260,20 @@ def measure_curvature(
       >>> numbers["lambda_max"] > 0, numbers["limit"]
       (True, 2.0)
     """
-    from implicit_reg.curvature import extreme_eigenvalues, hessian_operator, mean_value_and_gradient, preconditioned
-    from implicit_reg.curvature.operators import flatten
-
-    task, outputs = run.data.task, run.program.outputs
-
-    def loss_fn(params, x, y):
-        return metrics.mean_loss(task, outputs(params, state.stats, x), y)
-
+    loss_fn = run.program.loss_at_test_time(state.stats)
     data = (run.arrays.x_train, run.arrays.y_train)
     if batch_size is not None:
         batch_size = min(batch_size, len(run.arrays.x_train))
-    value, gradient = mean_value_and_gradient(loss_fn, state.params, data, batch_size=batch_size)
-    flat = flatten(gradient)[0]
+    value, gradient = curvature.mean_value_and_gradient(loss_fn, state.params, data, batch_size=batch_size)
+    flat = curvature.flatten(gradient)[0]
     rule, rate = stability(run, state), late_rate(run, state, window)
-    hessian = hessian_operator(loss_fn, state.params, data, batch_size=batch_size)
-    ends = extreme_eigenvalues(hessian, num_steps=LANCZOS_STEPS, key=key)
+    hessian = curvature.hessian_operator(loss_fn, state.params, data, batch_size=batch_size)
+    ends = curvature.extreme_eigenvalues(hessian, num_steps=LANCZOS_STEPS, key=key)
     top, squared = float(ends[1]), float(jnp.sum(flat**2))
     if rule.scale is not None:
-        root = flatten(rule.scale)[0]
-        top = float(extreme_eigenvalues(preconditioned(hessian, rule.scale), num_steps=LANCZOS_STEPS, key=key)[1])
+        root = curvature.flatten(rule.scale)[0]
+        scaled = curvature.preconditioned(hessian, rule.scale)
+        top = float(curvature.extreme_eigenvalues(scaled, num_steps=LANCZOS_STEPS, key=key).high)
         squared = float(jnp.sum(flat**2 / root))
     # Adam's first moment is an average: it does not lengthen the step as momentum does.
     effective = rate if rule.scale is not None else rate / (1 - rule.momentum)

@@ -168,6 +168,10 @@ class Program:
         outputs = self.outputs(params, stats, x)
         return metrics.mean_loss(self.task, outputs, y), metrics.score(self.task, outputs, y)
 
+    def loss_at_test_time(self, stats: PyTree) -> Callable[[PyTree, Array, Array], Array]:
+        """`loss(params, x, y)` with these running averages and no dropout: what its curvature is asked of."""
+        return lambda params, x, y: metrics.mean_loss(self.task, self.outputs(params, stats, x), y)
+
     def epoch(self, state: TrainState, data: Arrays, knobs: Knobs, order: Array) -> tuple[TrainState, dict[str, Array]]:
         """One pass over `order`; steps at and beyond `knobs.num_steps` change nothing.
 
