@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "implicit_reg"
 
 # Floors from the ground up; within a floor a room may see those to its left.
 FLOORS = (
-    ("_types", "_callables", "_checks", "_tree"),
+    ("_types", "_callables", "_checks", "_files", "_tree"),
     ("derivatives", "trajectory", "bseries"),
     ("problems", "losses", "transforms", "methods", "curvature"),
     ("descent", "flows"),
@@ -27,6 +27,7 @@ THIRD_PARTIES = {  # beyond the standard library and EVERYWHERE
     "curvature": {"scipy", "tqdm"},
     "flows": {"diffrax"},
     "training": {"flax", "sklearn", "orbax", "tqdm", "scipy"},
+    "experiments": {"flax", "sklearn", "scipy"},
     "compare": {"scipy"},
     "predictions": {"scipy"},
     "plots": {"matplotlib"},

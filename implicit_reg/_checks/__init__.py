@@ -20,7 +20,9 @@ from implicit_reg._checks.arguments import (
 from implicit_reg._checks.errors import (
     ConfigMismatchError,
     CorruptResultError,
+    EnvironmentMismatchError,
     ImplicitRegError,
+    LockedError,
     indivisible,
     masked_params,
     missing,
@@ -54,7 +56,9 @@ from implicit_reg._checks.trees import (
 __all__ = [
     "ConfigMismatchError",
     "CorruptResultError",
+    "EnvironmentMismatchError",
     "ImplicitRegError",
+    "LockedError",
     "check_batches",
     "check_callable",
     "check_equal_lengths",

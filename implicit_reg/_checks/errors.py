@@ -21,6 +21,14 @@ class ConfigMismatchError(ImplicitRegError):
     """A folder was written with other settings than those asked for now."""
 
 
+class EnvironmentMismatchError(ImplicitRegError):
+    """A folder was written on another machine, or with other versions or flags, so that bits may differ."""
+
+
+class LockedError(ImplicitRegError):
+    """Another process works in the folder."""
+
+
 def missing(function: str, argument: str, call: str) -> ValueError:
     """The error for an extra argument that a transformation lives on and did not get."""
     return ValueError(f"{function} needs `{argument}`: call {call}")

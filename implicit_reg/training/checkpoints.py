@@ -8,7 +8,6 @@ newest is the state, and the older ones go only after it has appeared.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +17,6 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,9 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicit_reg import _checks
+from implicit_reg._checks import LockedError
+from implicit_reg._files import lock, sync_folder
 
 FORMAT = "implicit_reg.checkpoint"
 VERSION = 1
+__all__ = ["LockedError", "checkpoints", "describe", "describe_shapes", "load", "lock", "read_meta", "save"]
 _NAME = re.compile(r"epoch-([0-9]{6,})", re.ASCII)
 
 
@@ -105,7 +106,7 @@ def save(folder: str | os.PathLike, epoch: int, tree: Any, meta: dict[str, Any])
         if final.exists():
             shutil.rmtree(final)  # the same epoch, saved again
         os.replace(temporary, final)
-        _fsync_folder(folder)
+        sync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -114,39 +115,6 @@ def save(folder: str | os.PathLike, epoch: int, tree: Any, meta: dict[str, Any])
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
     return final
-
-
-@contextlib.contextmanager
-def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds a run folder for one process; the lock goes with the process, however it ends.
-
-    Args:
-      folder: an existing folder; a file `.lock` is made in it.
-
-    Yields:
-      Nothing.
-
-    Raises:
-      LockedError: where another process holds it.
-
-    Example:
-      >>> import tempfile
-      >>> with tempfile.TemporaryDirectory() as folder, lock(folder):
-      ...     os.listdir(folder)
-      ['.lock']
-    """
-    import fcntl
-
-    with open(pathlib.Path(folder) / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{folder} is in use by another process; wait for it, or name another folder") from error
-        yield
-
-
-class LockedError(_checks.ImplicitRegError):
-    """Another process works in the folder."""
 
 
 def checkpoints(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -291,14 +259,6 @@ def _manifest(path: pathlib.Path) -> dict[str, Any]:
     if not whole:
         raise _checks.CorruptResultError(f"{path.name}/manifest.json is damaged: its checksum does not match")
     return manifest
-
-
-def _fsync_folder(folder: pathlib.Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _orbax_save(path: pathlib.Path, arrays: dict[str, Any]) -> None:
