@@ -39,6 +39,7 @@ _HOME = {
     "compare_fields": "compare",
     "observed_order": "compare",
     "implicit_strength": "strength",
+    "sweep": "experiments",
     "ImplicitRegError": "_checks",
 }
 _ROOMS = (
@@ -46,6 +47,7 @@ _ROOMS = (
     "compare",
     "curvature",
     "derivatives",
+    "experiments",
     "flows",
     "losses",
     "methods",

@@ -1,0 +1,367 @@
+"""Many small runs: one compiled program for each shape, results that depend on the width alone, and a store."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from implicit_reg import _checks
+from implicit_reg._types import Integer
+from implicit_reg.experiments.axes import Runs, describe, make_runs
+from implicit_reg.experiments.identity import configuration
+from implicit_reg.experiments.lanes import Lanes
+from implicit_reg.experiments.machine import machine
+from implicit_reg.experiments.results import SEPARATOR, SweepResult
+from implicit_reg.experiments.store import Store, load
+
+FIRST_BAD_STEP = "first_bad_step"
+
+
+class Progress(NamedTuple):
+    """How far a sweep is; given to `report` before the first chunk and after each.
+
+    Attributes:
+      done: runs that are finished, those of earlier processes included.
+      total: all runs.
+      reused: those that were found on disk.
+      diverged: how many of the finished ones diverged.
+      elapsed: seconds since the call.
+      left: estimated seconds to go; NaN before the first chunk.
+    """
+
+    done: int
+    total: int
+    reused: int
+    diverged: int
+    elapsed: float
+    left: float
+
+
+class SweepStoppedError(_checks.ImplicitRegError):
+    """`should_stop` asked for the end; what was finished is in the folder."""
+
+
+class Block(NamedTuple):
+    """Rows that share a call of a program: at most `width`."""
+
+    program: int
+    rows: tuple[int, ...]
+
+
+def sweep(
+    fn: Callable[..., Any],
+    axes: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    *,
+    key: jax.Array,
+    width: Integer = 32,
+    chunk: Integer | None = None,
+    mesh: Mesh | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    allow_mixed: bool = False,
+    identity: Any = None,
+    report: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> SweepResult:
+    """Runs `fn` for every setting, vectorized in lanes of a fixed width.
+
+    Numbers are operands: all their values share one compilation, floats in JAX's default float dtype, ints as int32.
+    Texts, booleans, None, callables and what `static` marks are constants of a program: one compilation for each
+    combination. The key of a run is `fold_in(key, seed)`, with seed 0 where no axis is called `seed`: runs of one seed
+    are paired, and a run's key does not depend on the grid around it.
+
+    The results are, to the last bit, the same for every `chunk`, for any number of devices, and wherever an interrupted
+    sweep went on, as long as `width`, the versions and the processor are the same; `docs/sweeps.md` says what was
+    measured. With another width they differ in their last bits, and wherever runs are chaotic in all of them.
+
+    Args:
+      fn: `fn(key, **settings) -> pytree of arrays`, traceable; equal shapes for all settings. The seed is not passed.
+      axes: names to values (their product, the last name fastest), or a list of dictionaries.
+      key: a typed key, `jax.random.key(0)`.
+      width: lanes per device and call; part of a result's identity. More lanes cost memory in proportion.
+      chunk: runs between two writes, a multiple of `width`; None: one call of the program.
+      mesh: spread each call over these devices, those of other processes of `jax.distributed` included (`sweep_mesh`);
+        None uses JAX's default device.
+      folder: keep the results here, chunk by chunk, and survive what may happen; None keeps them in memory.
+      resume: continue what the folder holds. Without it a folder that holds a sweep is refused.
+      allow_mixed: continue although versions or devices differ; the chunks say so.
+      identity: JSON that `fn` depends on and that its source, closure and settings do not show; a folder is continued
+        only where it is equal.
+      report: called with a `Progress` before the first chunk and after each.
+      should_stop: asked after each chunk.
+
+    Returns:
+      All runs. A run is "diverged" where an output called `first_bad_step` is not negative, or, where there is none,
+      where a floating output is not finite. That is data: nothing is raised, and no other run changes.
+
+    Raises:
+      TypeError, ValueError: an argument is not as above; nothing was computed or written.
+      LockedError: another process works in the folder.
+      ConfigMismatchError: the folder holds another sweep; the differences are named.
+      EnvironmentMismatchError: the folder was begun with other versions or devices.
+      SweepStoppedError: `should_stop` was true.
+      MemoryError: one call does not fit; a smaller `width` is a new sweep.
+
+    Example:
+      >>> def final_loss(key, h):
+      ...     start = jax.random.normal(key)
+      ...     return 0.5 * (start * (1 - h) ** 10) ** 2
+      >>> runs = sweep(final_loss, {"h": [0.1, 0.5], "seed": range(3)}, key=jax.random.key(0), width=4)
+      >>> runs.grid("value").shape, set(runs.status.tolist())
+      ((2, 3), {'ok'})
+    """
+    start = time.monotonic()
+    _checks.check_callable("sweep", "fn", fn, "fn(key, **settings) -> pytree of arrays")
+    _checks.check_integer("sweep", "width", width)
+    if chunk is not None:
+        _checks.check_integer("sweep", "chunk", chunk)
+        if chunk % width:
+            raise ValueError(f"sweep: `chunk` must be a multiple of width={width}, got {chunk}")
+    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+        raise TypeError(f"sweep: `key` must be one typed key such as jax.random.key(0), got {key!r}")
+    if resume and folder is None:
+        raise ValueError("sweep: `resume` needs the `folder` that is to be continued")
+    runs = make_runs(axes)
+    programs, blocks = _plan(fn, runs, key, int(width), mesh)
+    shapes = _common_shapes(programs, runs, blocks)
+    environment = machine()
+    config = configuration(fn, runs, key, int(width), identity)
+    with contextlib.ExitStack() as stack:
+        store = _open(stack, folder, config, environment, resume, allow_mixed)
+        kept = _Kept(runs, shapes, store)
+        pending = [block for block in range(len(blocks)) if not kept.has(blocks[block].rows)]
+        calls = programs[0].num_blocks
+        size = calls if chunk is None else max(calls, int(chunk) // int(width))
+        reused, began = kept.done, time.monotonic()
+
+        def tell():
+            if report is not None:
+                fresh = kept.done - reused
+                rate = (time.monotonic() - began) / fresh if fresh else math.nan
+                left = rate * (len(runs) - kept.done) if kept.done < len(runs) else 0.0
+                report(Progress(kept.done, len(runs), reused, kept.diverged, time.monotonic() - start, left))
+
+        tell()
+        for first in range(0, len(pending), size):
+            at = time.monotonic()
+            chosen = pending[first : first + size]
+            rows = [row for block in chosen for row in blocks[block].rows]
+            leaves = _run(programs, [blocks[block] for block in chosen], int(width))
+            kept.add(chosen[0], rows, leaves, time.monotonic() - at)
+            tell()
+            if should_stop is not None and first + size < len(pending) and _any_process(should_stop()):
+                raise SweepStoppedError(f"sweep: stopped after {kept.done} of {len(runs)} runs, which are kept")
+        return kept.result(environment)
+
+
+def load_sweep(folder: str | os.PathLike) -> SweepResult:
+    """The runs that a folder holds; a sweep may be writing there.
+
+    Args:
+      folder: of a sweep.
+
+    Returns:
+      What is finished so far. The axes are those of the grid where it is complete, else None.
+
+    Raises:
+      CorruptResultError: a file is damaged, or not of this library.
+      FileNotFoundError: there is no such folder.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = sweep(lambda key, h: h * h, {"h": [1.0, 2.0]}, key=jax.random.key(0), width=2, folder=folder)
+      ...     runs = load_sweep(folder)
+      >>> runs.grid("value").tolist()
+      [1.0, 4.0]
+    """
+    config, environment, rows, status, leaves, seconds = load(folder)
+    settings = config["settings"]
+    if isinstance(settings, dict):
+        import itertools
+
+        every = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+    else:
+        every = settings
+    complete = isinstance(settings, dict) and len(rows) == len(every)
+    return SweepResult(
+        settings={name: [every[row][name] for row in rows] for name in every[0]},
+        axes=settings if complete else None,
+        leaves=leaves,
+        status=np.asarray(status),
+        seconds=seconds,
+        environment=environment,
+    )
+
+
+def _plan(
+    fn: Callable[..., Any], runs: Runs, key: jax.Array, width: int, mesh: Mesh | None
+) -> tuple[list[Lanes], list[Block]]:
+    """The programs, and the rows cut into blocks that depend on the grid and the width alone."""
+    members: dict[Any, list[int]] = {}
+    for row in range(len(runs)):
+        members.setdefault(runs.program(row), []).append(row)
+    programs = [Lanes(fn, runs, rows[0], key, width, mesh) for rows in members.values()]
+    blocks = [
+        Block(program, tuple(rows[at : at + width]))
+        for program, rows in enumerate(members.values())
+        for at in range(0, len(rows), width)
+    ]
+    return programs, blocks
+
+
+def _common_shapes(programs: list[Lanes], runs: Runs, blocks: list[Block]) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = [program.shapes() for program in programs]
+    for program, other in enumerate(shapes[1:], 1):
+        if other != shapes[0]:
+            row = next(block.rows[0] for block in blocks if block.program == program)
+            names = sorted(name for name in {*other, *shapes[0]} if other.get(name) != shapes[0].get(name))
+            raise ValueError(
+                f"sweep: `fn` must return equal shapes for all settings; {names[0]!r} is {shapes[0].get(names[0])} for "
+                f"{describe(runs.settings[0])} and {other.get(names[0])} for {describe(runs.settings[row])}; record a "
+                f"fixed number of times, or make two sweeps"
+            )
+    return shapes[0]
+
+
+def _run(programs: list[Lanes], blocks: list[Block], width: int) -> dict[str, np.ndarray]:
+    """The outputs of some blocks, in their order."""
+    parts: list[dict[str, np.ndarray]] = []
+    for program, rows in _calls(programs, blocks):
+        try:
+            parts.append(programs[program](rows))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            smaller = max(1, width // 2)
+            raise MemoryError(
+                f"sweep: a call of width={width} runs per device does not fit into memory; use width={smaller} in a "
+                f"new sweep (the width is part of the results' identity)"
+            ) from error
+    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+
+
+def _calls(programs: list[Lanes], blocks: list[Block]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    """Consecutive blocks of one program, as many as it has devices for."""
+    at = 0
+    while at < len(blocks):
+        program = blocks[at].program
+        end = at
+        while end < len(blocks) and end - at < programs[program].num_blocks and blocks[end].program == program:
+            end += 1
+        yield program, [block.rows for block in blocks[at:end]]
+        at = end
+
+
+def _open(
+    stack: contextlib.ExitStack, folder: Any, config: dict, environment: dict, resume: bool, allow_mixed: bool
+) -> Store | None:
+    """The store, opened by process 0 alone; an error there is an error everywhere."""
+    if folder is None:
+        return None
+    if jax.process_count() == 1:
+        return stack.enter_context(Store(folder, config, environment, resume=resume, allow_mixed=allow_mixed))
+    store, error = None, None
+    if jax.process_index() == 0:
+        try:
+            store = stack.enter_context(Store(folder, config, environment, resume=resume, allow_mixed=allow_mixed))
+        except Exception as problem:  # the others wait for the broadcast below, whatever went wrong
+            error = problem
+    if _any_process(error is not None):
+        raise error or _checks.ImplicitRegError("sweep: process 0 could not open the folder; its message says why")
+    return store
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process: all must stop together, or the others wait forever."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _diverged(leaves: Mapping[str, np.ndarray], num_rows: int) -> np.ndarray:
+    named = [leaf for path, leaf in leaves.items() if path.split(SEPARATOR)[-1] == FIRST_BAD_STEP]
+    found = np.zeros(num_rows, bool)
+    for leaf in named:
+        found |= (leaf.reshape(num_rows, -1) >= 0).any(1)
+    if named:
+        return found
+    for leaf in leaves.values():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            found |= ~np.isfinite(leaf.astype(complex) if leaf.dtype.kind == "c" else leaf.astype(float)).reshape(
+                num_rows, -1
+            ).all(1)
+    return found
+
+
+class _Kept:
+    """The results so far: in memory, and in the store where there is one."""
+
+    def __init__(self, runs: Runs, shapes: Mapping[str, jax.ShapeDtypeStruct], store: Store | None):
+        self._runs, self._store, self._seconds = runs, store, 0.0
+        self._leaves = {path: np.zeros((len(runs), *s.shape), s.dtype) for path, s in shapes.items()}
+        self._bad = np.zeros(len(runs), bool)
+        self._have = np.zeros(len(runs), bool)
+        if store is not None:
+            store.rows_done()  # keeps damaged files aside
+            rows, status, leaves, self._seconds = store.read()
+            self._fill(list(rows), leaves, np.asarray(status) == "diverged")
+        self._share()
+
+    def _fill(self, rows: list[int], leaves: Mapping[str, np.ndarray], bad: np.ndarray) -> None:
+        if rows:
+            for path, leaf in leaves.items():
+                self._leaves[path][rows] = leaf
+            self._bad[rows] = bad
+            self._have[rows] = True
+
+    def _share(self) -> None:
+        """What process 0 found on disk, in all processes."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            self._leaves, self._bad, self._have = jax.tree.map(
+                np.asarray, multihost_utils.broadcast_one_to_all((self._leaves, self._bad, self._have))
+            )
+            self._leaves = {path: np.array(leaf) for path, leaf in self._leaves.items()}
+            self._bad, self._have = np.array(self._bad), np.array(self._have)
+
+    @property
+    def done(self) -> int:
+        return int(self._have.sum())
+
+    @property
+    def diverged(self) -> int:
+        return int((self._bad & self._have).sum())
+
+    def has(self, rows: Sequence[int]) -> bool:
+        return bool(self._have[list(rows)].all())
+
+    def add(self, first_block: int, rows: list[int], leaves: dict[str, np.ndarray], seconds: float) -> None:
+        bad = _diverged(leaves, len(rows))
+        if self._store is not None:
+            self._store.write(first_block, rows, np.where(bad, "diverged", "ok").tolist(), leaves, seconds)
+        self._fill(rows, leaves, bad)
+        self._seconds += seconds
+
+    def result(self, environment: Mapping[str, Any]) -> SweepResult:
+        rows = [describe(row) for row in self._runs.settings]
+        return SweepResult(
+            settings={name: [row[name] for row in rows] for name in rows[0]},
+            axes=self._runs.plain_axes(),
+            leaves=self._leaves,
+            status=np.where(self._bad, "diverged", "ok"),
+            seconds=self._seconds,
+            environment=environment,
+        )
