@@ -20,6 +20,8 @@ from implicit_reg.cli import _common
 from implicit_reg.cli.compare import Compare
 from implicit_reg.cli.diagnose import Diagnose
 from implicit_reg.cli.inspect import Inspect
+from implicit_reg.cli.reproduce import Reproduce
+from implicit_reg.cli.sweep import Sweep, with_file
 from implicit_reg.cli.train import Train
 from implicit_reg.cli.verify import Verify
 
@@ -27,8 +29,10 @@ COMMANDS = {
     "verify": (Verify, "Show that each method follows its modified equation, with measured orders."),
     "train": (Train, "Train a model on real data with any method of the table."),
     "compare": (Compare, "Compare methods on equal terms: same seeds, same gradient budget."),
+    "sweep": (Sweep, "Run a grid of trainings, or of your own function, into a folder that survives."),
     "inspect": (Inspect, "Look at curvature: spectrum, kind of point, flatness, surface."),
     "diagnose": (Diagnose, "Say what a training run is doing, with the evidence, and what to try next."),
+    "reproduce": (Reproduce, "Run a published experiment again and judge its claim."),
 }
 
 # tyro keeps a line to itself where it does not begin with a letter.
@@ -66,6 +70,18 @@ def run(arguments: Sequence[str]) -> int:
             registry=_common.strict_numbers(),
             config=(tyro.conf.OmitArgPrefixes,),
         )
+        if isinstance(command, Sweep) and command.config is not None:
+            # Once more, on top of what the file says: a flag goes before it.
+            command = tyro.cli(
+                Sweep,
+                prog="implicit-reg sweep",
+                args=list(arguments)[1:],
+                default=Sweep(config=command.config, **with_file(command)),
+                registry=_common.strict_numbers(),
+            )
+    except _common.UsageError as error:
+        print(_common.explain(error)[1], file=sys.stderr)
+        return _common.EXIT_USAGE
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else _common.EXIT_USAGE
     return execute(command)

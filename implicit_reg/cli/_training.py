@@ -66,8 +66,8 @@ def plain(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), allow_nan=False))
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file of a run folder.
+def read_object(path: pathlib.Path, maker: str = "train") -> dict[str, Any]:
+    """A JSON object from a file of a folder that the command `maker` made.
 
     Raises:
       UsageError: it is missing, truncated or damaged.
@@ -76,7 +76,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             value = json.load(file, parse_constant=_no_constant)
     except FileNotFoundError as error:
-        raise _common.UsageError(f"{path} is missing: {path.parent} is not a folder that `train` made") from error
+        raise _common.UsageError(f"{path} is missing: {path.parent} is not a folder that `{maker}` made") from error
     except (ValueError, RecursionError) as error:
         raise _common.UsageError(f"{path} is truncated or damaged ({error}); nothing was changed") from error
     if not isinstance(value, dict):

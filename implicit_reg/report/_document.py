@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from implicit_reg.plots.record import band, cases, inequality, is_number, main_cases
 from implicit_reg.report import _check, _pieces
 from implicit_reg.report._pieces import CLASSES, Figures, Record, escape
-from implicit_reg.report._style import STYLE
 
 FORMAT, VERSION = "implicit_reg.verify", 2
 
@@ -70,14 +69,7 @@ def verify_report(record: Record, figures: Figures) -> str:
         *(_section_with(figures, name, name, name, "") for name in figures if name not in used),
         _colophon(record),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n'
-        f"<title>{escape('implicit_reg verify: ' + record['verdict'])}</title>\n<style>{STYLE}</style>\n"
-        "</head>\n<body>\n<main>\n" + "\n".join(part for part in parts if part) + "\n</main>\n</body>\n</html>\n"
-    )
+    return _pieces.document(f"implicit_reg verify: {record['verdict']}", parts)
 
 
 def _section_with(figures: Figures, name: str, title: str, description: str, words: str) -> str:
@@ -149,12 +141,8 @@ def _found(check: Record) -> str:
 def _colophon(record: Record) -> str:
     command = (record.get("config") or {}).get("command") or "implicit-reg verify"
     tables = [
-        f"<div><h3>{title}</h3><dl>{_items(record.get(key) or {})}</dl></div>"
+        f"<div><h3>{title}</h3><dl>{_pieces.items(record.get(key) or {})}</dl></div>"
         for title, key in (("Environment", "environment"), ("Configuration", "config"))
     ]
     again = f"<p>To run this again:</p><pre>{escape(command)}</pre>"
     return _pieces.section("How this was made", again, f'<div class="columns">{"".join(tables)}</div>')
-
-
-def _items(values: Mapping[str, object]) -> str:
-    return "".join(f"<dt>{escape(key)}</dt><dd>{escape(_pieces.plain(value))}</dd>" for key, value in values.items())

@@ -9,11 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from implicit_reg.plots.record import anchor, is_number
+from implicit_reg.report._style import STYLE
 
 Record: TypeAlias = dict[str, Any]
 Figures: TypeAlias = Mapping[str, bytes | str]
 
-CLASSES = {"holds": "holds", "fails": "fails", "could not measure": "unknown"}
+CLASSES = {
+    "holds": "holds",
+    "fails": "fails",
+    "could not measure": "unknown",
+    "reproduced": "holds",
+    "partly": "partly",
+    "not": "fails",
+}
 
 # What an SVG element may not hold where it stands in a page: it would run, or fetch.
 _UNSAFE_SVG = re.compile(
@@ -27,6 +35,23 @@ _TEXT = re.compile(r"(<text\b[^<>]*>)[^<]*(?=</text>)")  # where names of a user
 def escape(value: Any) -> str:
     """Text that stands in a page as it is, whatever it holds."""
     return html.escape(str(value), quote=True)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page, its parts HTML already; it runs nothing, and fetches nothing."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
+        "</head>\n<body>\n<main>\n" + "\n".join(part for part in parts if part) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def items(values: Mapping[str, object]) -> str:
+    """Names and values of a record, to stand inside a `<dl>`."""
+    return "".join(f"<dt>{escape(key)}</dt><dd>{escape(plain(value))}</dd>" for key, value in values.items())
 
 
 def figure(figures: Figures, name: str, description: str) -> str:
@@ -78,9 +103,9 @@ def section(title: str, *body: str, kind: str = "", identifier: str = "") -> str
     return f"<section{attributes}><h2>{escape(title)}</h2>{''.join(body)}</section>"
 
 
-def verdict(value: str) -> str:
-    """A verdict with its sign and color."""
-    return f'<span class="verdict {CLASSES[value]}">{escape(value)}</span>'
+def verdict(value: str, words: str = "") -> str:
+    """A verdict with its sign and color, in its own word or in others."""
+    return f'<span class="verdict {CLASSES[value]}">{escape(words or value)}</span>'
 
 
 def colored(value: str, text: str) -> str:

@@ -39,12 +39,15 @@ section > header { display: flex; gap: .9rem; align-items: baseline; flex-wrap: 
 .verdict::before { margin-right: .35em; }
 .holds { color: var(--holds); } .holds.verdict::before { content: "\\2713"; }
 .fails { color: var(--fails); } .fails.verdict::before { content: "\\2717"; }
+.partly { color: var(--caution); } .partly.verdict::before { content: "\\25D0"; }
 .unknown { color: var(--unknown); } .unknown.verdict::before { content: "?"; }
 .headline { border-left: 5px solid currentColor; padding-left: 1.1rem; }
-.headline h1, .headline p { color: var(--ink); }
+.headline h1, .headline p, .headline dl { color: var(--ink); }
 .headline .lead { color: var(--muted); }
 figure { margin: 1rem 0 0; }
 figure svg, figure img { display: block; max-width: 100%; height: auto; }
+section.picture figure svg { width: 60rem; }
+section.findings thead th { white-space: normal; vertical-align: bottom; min-width: 4rem; }
 figure img { background: #fff; border-radius: 4px; }
 @media screen and (prefers-color-scheme: dark) { figure svg { filter: brightness(1.3); } }
 .scroll { overflow-x: auto; }

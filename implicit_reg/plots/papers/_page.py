@@ -74,7 +74,7 @@ def end_labels(ax: Axes, *, size: Real = 8) -> None:
       >>> _ = ax.plot([0, 1], [1.0, 1.0], label="one"), ax.plot([0, 1], [1.0, 1.01], label="other")
       >>> end_labels(ax)
       >>> low, high = (text.xyann[1] for text in ax.texts)
-      >>> high - low > 0.02
+      >>> bool(high - low > 0.02)
       True
     """
     from matplotlib.colors import to_hex
