@@ -165,8 +165,16 @@ def explain(error: BaseException) -> tuple[int, str]:
         return EXIT_IO, f"error: {error.strerror or text}{name}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return EXIT_RESOURCES, f"error: out of memory: {text.splitlines()[0]}"
+    if _is_locked(error):
+        return EXIT_RESOURCES, f"error: {text}"
     first = text.splitlines()[0]
     return EXIT_INTERNAL, f"internal error: {type(error).__name__}: {first} (--debug shows the traceback)"
+
+
+def _is_locked(error: BaseException) -> bool:
+    from implicit_reg._checks import LockedError
+
+    return isinstance(error, LockedError)
 
 
 def new_folder(out: pathlib.Path | None, command: str) -> pathlib.Path:
