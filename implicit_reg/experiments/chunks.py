@@ -62,9 +62,10 @@ def encode(chunk: Chunk) -> bytes:
       >>> decode(encode(chunk)).outputs
       {'loss': array([0.5 , 0.25])}
     """
-    rows, outputs = [int(row) for row in chunk.rows], _arrays(chunk.outputs, len(chunk.rows))
+    rows = [int(row) for row in chunk.rows]
     if not rows or len(chunk.status) != len(rows) or len(set(rows)) != len(rows) or min(rows) < 0:
         raise ValueError(f"sweep: a chunk needs distinct rows and one status for each, got {rows}, {chunk.status}")
+    outputs = _arrays(chunk.outputs, len(rows))
     header = {
         "version": VERSION,
         "index": int(chunk.index),
@@ -120,8 +121,6 @@ def _arrays(outputs: Mapping[str, Any], num_rows: int) -> dict[str, np.ndarray]:
         raise ValueError(f"sweep: `fn` must return at most {_MAX_ARRAYS} arrays, got {len(outputs)}")
     arrays = {name: np.asarray(array) for name, array in outputs.items()}
     for name, array in arrays.items():
-        if not isinstance(name, str):
-            raise TypeError(f"sweep: the name of an output must be a text, got {name!r}")
         if array.dtype.kind not in "biufc" and array.dtype != jnp.bfloat16:
             raise TypeError(f"sweep: output {name!r} must hold numbers or booleans, got dtype {array.dtype}")
         if array.shape[:1] != (num_rows,):
