@@ -114,12 +114,12 @@ def test_a_signal_finishes_the_chunk_and_resume_has_the_same_numbers(monkeypatch
     install(monkeypatch, make("squares", send=number))
     assert run(["reproduce", "squares", "--out", str(folder)]) == code
     screen = capsys.readouterr()
-    assert f"stopped; go on with: implicit-reg reproduce --resume {folder}" in screen.err
+    assert f"stopped; the same command with --resume --out {folder} goes on" in screen.err
     before = snapshot(folder)
     assert not (folder / "results.json").exists()
     assert len(list((folder / "sweeps" / "squares").glob("chunk-*"))) == 2
     install(monkeypatch, make("squares"))
-    assert run(["reproduce", "--resume", str(folder), "--quiet"]) == 0
+    assert run(["reproduce", "squares", "--out", str(folder), "--resume", "--quiet"]) == 0
     after = snapshot(folder)
     kept = [p for p in before if p.name.startswith("chunk-") or p.name == "config.json"]
     assert len(kept) == 3
@@ -133,10 +133,11 @@ def test_a_signal_finishes_the_chunk_and_resume_has_the_same_numbers(monkeypatch
 def test_what_is_finished_is_not_run_again(monkeypatch, tmp_path, capsys):
     folder = tmp_path / "out"
     install(monkeypatch, make("squares"))
-    assert run(["reproduce", "squares", "--scale", "test", "--out", str(folder), "--quiet"]) == 0
+    words = ["reproduce", "squares", "--scale", "test", "--out", str(folder), "--resume", "--json"]
+    assert run(words) == 0  # there is nothing yet: it begins
+    assert json.loads(capsys.readouterr().out)["numbers"]["mean"] == 2.5
     before = snapshot(folder)
     install(monkeypatch, make("squares", fail=AssertionError("ran again")))
-    words = ["reproduce", "squares", "--scale", "test", "--resume", str(folder), "--json"]
     assert run(words) == 0
     assert json.loads(capsys.readouterr().out)["numbers"]["mean"] == 2.5
     assert snapshot(folder) == before
@@ -170,7 +171,7 @@ def test_all_go_on_where_one_cannot(monkeypatch, tmp_path, capsys):
     # Once there is more memory, the two others are read and not run.
     again = [make("one", fail=AssertionError("ran again")), make("two"), make("three", Settings(target=7.0))]
     install(monkeypatch, *again)
-    assert run(["reproduce", "--resume", str(folder), "--json"]) == 0
+    assert run(["reproduce", "all", "--resume", "--out", str(folder), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [record["verdict"] for record in answer["experiments"]] == ["reproduced", "reproduced", "partly"]
     assert answer["failed"] == {}
@@ -188,7 +189,7 @@ def test_devices_do_not_change_the_numbers(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def finished(monkeypatch, tmp_path):
-    install(monkeypatch, make("squares"))
+    install(monkeypatch, make("squares"), make("others"))
     assert run(["reproduce", "squares", "--scale", "test", "--quiet", "--out", str(tmp_path / "done")]) == 0
     return tmp_path / "done"
 
@@ -200,11 +201,11 @@ def test_mistakes(finished, capsys):
         (["squares", "--out", str(finished)], "holds files already"),
         (["squares", "--devices", "0"], "--devices must be at least 1"),
         (["squares", "--devices", "99"], "at most the 8 that JAX has, got 99"),
-        (["--resume", str(finished / "nothing")], "there is no such folder"),
-        (["--resume", str(finished / "sweeps")], "is not a folder that `reproduce` made"),
-        (["--resume", str(finished), "--out", "x"], "leave --out and --list away"),
-        (["other", "--resume", str(finished)], "NAME was 'squares' and is 'other'"),
-        (["--scale", "full", "--resume", str(finished)], "--scale was 'test' and is 'full'"),
+        (["squares", "--resume"], "--resume needs --out DIR"),
+        (["squares", "--resume", "--out", str(finished / "sweeps")], "holds files, but no config.json"),
+        (["others", "--resume", "--out", str(finished)], "name: 'squares' then, 'others' now"),
+        (["all", "--resume", "--out", str(finished)], "name: 'squares' then, 'all' now"),
+        (["squares", "--scale", "full", "--resume", "--out", str(finished)], "scale: 'test' then, 'full' now"),
     ):
         before = snapshot(finished)
         assert run(["reproduce", *arguments]) == 2, arguments
@@ -220,7 +221,11 @@ def test_mistakes(finished, capsys):
         ("config.json", '{"format": "imp', "is truncated or damaged"),
         ("config.json", '{"format": "implicit_reg.train", "version": 1}', "is of 'implicit_reg.train'"),
         ("config.json", '{"format": "implicit_reg.reproduce", "version": 2}', "version 2, not"),
-        ("config.json", '{"format": "implicit_reg.reproduce", "version": 1, "config": {}, "settings": {}}', "damaged"),
+        (
+            "config.json",
+            '{"format": "implicit_reg.reproduce", "version": 1, "config": []}',
+            "config or settings missing",
+        ),
         ("results.json", "", "is truncated or damaged"),
         ("results.json", "[]", "holds no JSON object"),
     ],
@@ -228,7 +233,7 @@ def test_mistakes(finished, capsys):
 def test_damaged_files_are_named_and_left_alone(finished, capsys, name, text, message):
     (finished / name).write_text(text)
     before = snapshot(finished)
-    assert run(["reproduce", "--resume", str(finished)]) == 2
+    assert run(["reproduce", "squares", "--scale", "test", "--resume", "--out", str(finished)]) == 2
     answer = capsys.readouterr().err
     assert message in answer
     assert name in answer
@@ -238,7 +243,7 @@ def test_damaged_files_are_named_and_left_alone(finished, capsys, name, text, me
 def test_a_folder_of_other_settings_is_refused_with_the_difference(finished, monkeypatch, capsys):
     """A later version of the library may have changed what a scale means."""
     install(monkeypatch, make("squares", Settings(target=8.0)))
-    assert run(["reproduce", "--resume", str(finished)]) == 2
+    assert run(["reproduce", "squares", "--scale", "test", "--resume", "--out", str(finished)]) == 2
     assert "target: 7.5 then, 8.0 now" in capsys.readouterr().err
 
 
@@ -248,14 +253,14 @@ def test_a_sweep_of_other_settings_is_refused_with_the_difference(finished, monk
     longer = dataclasses.replace(changed, measure=lambda settings, lab: changed.measure(Settings(last=6), lab))
     install(monkeypatch, longer)
     before = snapshot(finished)
-    assert run(["reproduce", "--resume", str(finished)]) == 2
+    assert run(["reproduce", "squares", "--scale", "test", "--resume", "--out", str(finished)]) == 2
     assert "settings" in capsys.readouterr().err
     assert snapshot(finished) == before
 
 
 def test_a_folder_in_use_says_by_whom(finished, capsys):
     with _files.lock(finished):
-        assert run(["reproduce", "--resume", str(finished)]) == 75
+        assert run(["reproduce", "squares", "--scale", "test", "--resume", "--out", str(finished)]) == 75
     assert "is in use by another process (pid " in capsys.readouterr().err
 
 

@@ -25,27 +25,25 @@ class Reproduce(_common.Options):
     """Run a published experiment again and say whether its claim is reproduced.
 
     The verdict (reproduced, partly, not) is computed from a criterion that was fixed beforehand; whatever it is, the
-    exit code is 0. Ctrl-C finishes the chunk in hand; --resume goes on from there, with the same numbers.
+    exit code is 0. Ctrl-C finishes the chunk in hand; the same command with --resume goes on, with the same numbers.
 
     For example:
     $ implicit-reg reproduce --list
     $ implicit-reg reproduce principal-flow
     $ implicit-reg reproduce flooding-digits --scale full --devices 8
-    $ implicit-reg reproduce all --out runs/papers
-    $ implicit-reg reproduce --resume runs/papers
+    $ implicit-reg reproduce all --out runs/papers --resume
     """
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]] = ""
     """One of --list, or all."""
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the experiments with their claims, and do nothing."""
-    scale: Literal["test", "fast", "full"] | None = None
-    """test takes seconds, fast at most two minutes on two cores, full is the paper's protocol where known. Default:
-    fast."""
-    resume: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Go on in this folder, with its experiment and scale; finished runs are not repeated."""
+    scale: Literal["test", "fast", "full"] = "fast"
+    """test takes seconds, fast at most two minutes on two cores, full is the paper's protocol where known."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue what --out holds, finished runs are not repeated; where it holds nothing yet, begin."""
     devices: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Spread the runs over so many devices; it does not change the numbers."""
+    """Spread the runs over so many devices; it does not change the numbers. On a CPU they are made."""
 
     def run(self) -> int:
         """Runs, judges, prints, writes."""
@@ -53,48 +51,33 @@ class Reproduce(_common.Options):
             if self.devices < 1:
                 raise _common.UsageError(f"--devices must be at least 1, got {self.devices}")
             if "jax" not in sys.modules:
-                os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(self.devices))
+                os.environ["JAX_NUM_CPU_DEVICES"] = str(self.devices)
+        if self.list:
+            return self._list()
+        if not self.name:
+            raise _common.UsageError("name an experiment, or all; --list shows them")
+        if self.resume and self.out is None:
+            raise _common.UsageError("--resume needs --out DIR, the folder that is to be continued")
         with _common.user_input():
-            name, scale = self._asked()
-            from implicit_reg._checks import LockedError
             from implicit_reg._files import lock
             from implicit_reg.experiments import SweepStoppedError, load_reproduction, sweep_mesh
 
-            if name == "":
-                return self._list()
-            if name != ALL:
-                load_reproduction(name)
+            if self.name != ALL:
+                load_reproduction(self.name)
             mesh = None if self.devices is None else sweep_mesh(self.devices)
-        folder = _common.new_folder(self.out, "reproduce") if self.resume is None else self.resume
-        try:
-            with lock(folder), self._progress() as report, stop_after_chunk() as stop:
+        if self.resume:
+            self.out.mkdir(parents=True, exist_ok=True)
+        folder = self.out if self.resume else _common.new_folder(self.out, "reproduce")
+        with lock(folder), self._progress() as report, stop_after_chunk() as stop:
 
-                def one(each: str, place: pathlib.Path, note: str = "") -> dict[str, Any]:
-                    return reproduce_into(place, each, scale, mesh, lambda *news: report(note, *news), stop)
+            def one(name: str, place: pathlib.Path, note: str = "") -> dict[str, Any]:
+                return reproduce_into(place, name, self.scale, mesh, lambda *news: report(note, *news), stop)
 
-                try:
-                    return self._all(one, folder, scale) if name == ALL else self._single(one(name, folder), folder)
-                except SweepStoppedError:
-                    print(f"stopped; go on with: implicit-reg reproduce --resume {folder}", file=sys.stderr)
-                    return stop.code or _common.EXIT_INTERRUPTED
-        except LockedError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return _common.EXIT_RESOURCES
-
-    def _asked(self) -> tuple[str, str]:
-        """Experiment and scale, by the flags or by the folder to go on in; "" asks for the list."""
-        if self.resume is None:
-            if not self.list and not self.name:
-                raise _common.UsageError("name an experiment, or all; --list shows them")
-            return "" if self.list else self.name, self.scale or "fast"
-        if self.out is not None or self.list:
-            raise _common.UsageError("--resume goes on in its own folder: leave --out and --list away")
-        saved, _ = read_config(self.resume)
-        for word, now in (("NAME", self.name), ("--scale", self.scale)):
-            then = saved["name" if word == "NAME" else "scale"]
-            if now and now != then:
-                raise _common.UsageError(f"--resume {self.resume}: {word} was {then!r} and is {now!r}; leave it away")
-        return saved["name"], saved["scale"]
+            try:
+                return self._all(one, folder) if self.name == ALL else self._single(one(self.name, folder), folder)
+            except SweepStoppedError:
+                print(f"stopped; the same command with --resume --out {folder} goes on", file=sys.stderr)
+                return stop.code or _common.EXIT_INTERRUPTED
 
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Callable[..., None]]:
@@ -166,12 +149,12 @@ class Reproduce(_common.Options):
         )
         return _common.EXIT_OK
 
-    def _all(self, one: Callable[..., dict[str, Any]], folder: pathlib.Path, scale: str) -> int:
+    def _all(self, one: Callable[..., dict[str, Any]], folder: pathlib.Path) -> int:
         """Each in a folder of its own; one that cannot be run does not keep the others from it."""
         from implicit_reg import report
         from implicit_reg.experiments import REPRODUCTIONS, SweepStoppedError
 
-        begin(folder, {"name": ALL, "scale": scale}, {})
+        begin(folder, {"name": ALL, "scale": self.scale}, {})
         console, records, failed = _common.console(), [], {}
         for k, name in enumerate(REPRODUCTIONS):
             (folder / name).mkdir(exist_ok=True)
@@ -189,7 +172,7 @@ class Reproduce(_common.Options):
                 held = sum(part["holds"] for part in records[-1]["parts"])
                 words = f"{held} of {len(records[-1]['parts'])} criteria hold, {records[-1]['seconds']:.0f} s"
                 console.print(f"{name:20} {_verdict(records[-1])}: {words}", soft_wrap=True)
-        head = {"format": f"{FORMAT}.{ALL}", "version": VERSION, "scale": scale, "failed": failed}
+        head = {"format": f"{FORMAT}.{ALL}", "version": VERSION, "scale": self.scale, "failed": failed}
         results = head | {"experiments": [short(record) for record in records]}
         _common.write_atomic(folder / "report.html", report.reproductions_report(records))
         _common.write_atomic(folder / "table.md", report.reproductions_table(records))
@@ -257,36 +240,29 @@ def begin(folder: pathlib.Path, config: Mapping[str, Any], settings: Mapping[str
     """Writes down what a folder is for, or makes sure that it is for this.
 
     Raises:
-      UsageError: it is for something else; the differences are named.
+      UsageError: it is for something else, with the differences, or damaged, or another's.
     """
     if not (folder / "config.json").exists():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise _common.UsageError(f"{folder} holds files, but no config.json: `reproduce` did not make it")
         head = {"format": FORMAT, "version": VERSION, "config": config, "settings": settings}
         environment = {"environment": dict(_common.environment())}
         _common.write_atomic(folder / "config.json", _common.to_json(head | environment))
         return
+    saved = _read(folder / "config.json", FORMAT)
+    before = saved.get("config"), saved.get("settings")
+    if not all(isinstance(part, dict) for part in before):
+        raise _common.UsageError(
+            f"{folder / 'config.json'} is damaged: config or settings missing; nothing was changed"
+        )
     changed = [
         f"{name}: {then.get(name)!r} then, {now.get(name)!r} now"
-        for then, now in zip(read_config(folder), (config, settings), strict=True)
+        for then, now in zip(before, (config, settings), strict=True)
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     ]
     if changed:
         raise _common.UsageError(f"{folder} was begun with other settings:\n  " + "\n  ".join(changed))
-
-
-def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Experiment and scale of a folder, and its settings.
-
-    Raises:
-      UsageError: there is no such folder, or it is of another kind.
-    """
-    if not folder.is_dir():
-        raise _common.UsageError(f"--resume {folder}: there is no such folder")
-    record = _read(folder / "config.json", FORMAT)
-    config, settings = record.get("config"), record.get("settings")
-    if not isinstance(config, dict) or not isinstance(settings, dict) or not {"name", "scale"} <= set(config):
-        raise _common.UsageError(f"{folder / 'config.json'} is damaged: name, scale or settings missing")
-    return config, settings
 
 
 def _read(path: pathlib.Path, kind: str) -> dict[str, Any]:
