@@ -11,6 +11,7 @@ import numpy as np
 
 from implicit_reg.experiments import Criterion, Findings, Reproduction, Table, papers
 from implicit_reg.plots import papers as pictures
+from implicit_reg.plots.style import new_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,12 @@ def draw(record):
     return figure
 
 
-def install(monkeypatch, *reproductions):
-    """Makes these the only published experiments."""
+def blank(record):
+    return new_figure(1, 1, layout=None)
+
+
+def install(monkeypatch, *reproductions, draw=blank):
+    """Makes these the only published experiments; nearly all of their time would go into pictures."""
     monkeypatch.setitem(sys.modules, f"{pictures.__name__}.fake", types.SimpleNamespace(draw=draw))
     names = [each.name for each in reproductions]
     for each in reproductions:

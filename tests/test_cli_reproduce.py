@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from fake_reproduction import Settings, install, make
+from fake_reproduction import Settings, draw, install, make
 from test_report import Page
 
 from implicit_reg import _files
@@ -49,7 +49,7 @@ def test_the_verdict_its_files_and_one_json_object(monkeypatch, tmp_path, capsys
 
 
 def test_the_report_has_all_of_the_record_and_runs_nothing(monkeypatch, tmp_path):
-    install(monkeypatch, make("squares", Settings(target=7.0)))
+    install(monkeypatch, make("squares", Settings(target=7.0)), draw=draw)
     assert run(["reproduce", "squares", "--quiet", "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
