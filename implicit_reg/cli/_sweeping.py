@@ -168,11 +168,14 @@ def processes(options: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def a_users_mistake() -> Iterator[None]:
     """Around the sweep: what its arguments or its folder are not, in one line and exit code 2; a lock has its own."""
-    from implicit_reg._checks import ConfigMismatchError, CorruptResultError, EnvironmentMismatchError
+    from implicit_reg._checks import ImplicitRegError, LockedError
+    from implicit_reg.experiments import SweepStoppedError
 
     try:
         yield
-    except (ValueError, TypeError, ConfigMismatchError, CorruptResultError, EnvironmentMismatchError) as error:
+    except (LockedError, SweepStoppedError):
+        raise
+    except (ValueError, TypeError, ImplicitRegError) as error:
         raise _common.UsageError(str(error)) from error
 
 

@@ -1,0 +1,50 @@
+"""What the tests of `implicit-reg sweep` sweep: a small function that takes as long, and fails as, a test wants."""
+
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if "SWEPT_KILL_AT" in os.environ:  # die between the writing of that chunk and its renaming
+    rename, counted = os.replace, []
+
+    def replace(source, target):
+        if "chunk" in os.path.basename(target):
+            counted.append(target)
+            if len(counted) == int(os.environ["SWEPT_KILL_AT"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace
+
+
+def _wait(x):
+    time.sleep(float(os.environ.get("SWEPT_SECONDS", "0")))
+    return np.asarray(x)
+
+
+def descent(key, h, power=2):
+    """Losses of a few steps on x^4; with h = 9 it diverges."""
+    x = jax.random.normal(key, (3,), jnp.float32)
+
+    def step(x, _):
+        return x - h * x ** (power + 1), jnp.sum(x**2)
+
+    x, losses = jax.lax.scan(step, x, length=12)
+    losses = jax.pure_callback(_wait, losses, losses, vmap_method="broadcast_all")
+    return {"loss": losses[-1], "curve": losses}
+
+
+def wrong(key, h):
+    raise ZeroDivisionError("no such luck")
+
+
+def lonely(key):
+    return jnp.float32(1.0)
+
+
+def enormous(key, h):
+    return jnp.sort(h * jnp.arange(2.0**21)[:, None] * jnp.ones(2**22), axis=0)[0, 0]
