@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from implicit_reg import cli, methods, predictions
+from implicit_reg import cli, experiments, methods, predictions
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "implicit_reg").rglob("*.py"))
@@ -78,6 +78,46 @@ def test_every_section_of_the_theory_names_rows_that_exist_and_every_row_has_a_s
 
 def test_every_prediction_has_a_source_or_was_derived_here():
     assert {row.source for row in predictions.ROWS.values()} - {""} <= KEYS
+
+
+def reproduction_row(row: experiments.Reproduction) -> str:
+    claim, reported, source = (text.replace("|", "&#124;") for text in (row.claim, row.reported, row.source))
+    return f"| `{row.name}` | {claim} | {reported} | {source} |"
+
+
+def between(text: str, mark: str) -> list[str]:
+    """The rows of the table between two marks, without its head."""
+    return text.split(f"<!-- {mark} -->")[1].split(f"<!-- end of {mark} -->")[0].strip().splitlines()[2:]
+
+
+def test_the_experiments_have_the_table_of_reproductions():
+    rows = between((ROOT / "docs" / "experiments.md").read_text(), "reproductions")
+    assert rows == [reproduction_row(experiments.load_reproduction(name)) for name in experiments.REPRODUCTIONS]
+
+
+def test_the_results_of_the_reproductions_are_of_the_criteria_that_stand():
+    """Each row of `table.md` names criteria of now, all that fail, and a verdict that follows from them."""
+    rows = between((ROOT / "docs" / "experiments.md").read_text(), "results")
+    found = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+    assert [name.strip("`") for name, *_ in found] == list(experiments.REPRODUCTIONS)
+    for name, verdict, held, failed, seconds in found:
+        texts = [part.text for part in experiments.load_reproduction(name.strip("`")).criteria]
+        missing = [text for text in texts if text.replace("|", "&#124;") in failed]
+        assert "; ".join(missing).replace("|", "&#124;") == failed
+        assert held == f"{len(texts) - len(missing)} of {len(texts)}"
+        words = {0: "reproduced", len(texts): "not reproduced"}
+        assert verdict == words.get(len(missing), "partly reproduced")
+        assert float(seconds) > 0
+
+
+def test_every_reproduction_has_a_source_that_is_known():
+    for name in experiments.REPRODUCTIONS:
+        row = experiments.load_reproduction(name)
+        cited = CITATION.findall(row.source)
+        assert cited, name
+        assert set(cited) <= KEYS
+        assert row.name == name
+        assert row.claim.endswith(".")
 
 
 def test_the_readme_shows_the_commands_that_exist():
