@@ -22,3 +22,9 @@ from implicit_reg.problems.plugins import load_attribute as load_attribute
 from implicit_reg.problems.problem import Problem as Problem
 from implicit_reg.problems.registry import PROBLEMS as PROBLEMS
 from implicit_reg.problems.registry import load_problem as load_problem
+from implicit_reg.problems.synthetic import SYNTHETIC as SYNTHETIC
+from implicit_reg.problems.synthetic import NoisyDataset as NoisyDataset
+from implicit_reg.problems.synthetic import noise_entropy as noise_entropy
+from implicit_reg.problems.synthetic import sinusoid as sinusoid
+from implicit_reg.problems.synthetic import spiral as spiral
+from implicit_reg.problems.synthetic import two_gaussians as two_gaussians
