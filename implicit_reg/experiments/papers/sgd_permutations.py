@@ -226,7 +226,7 @@ REPRODUCTION = Reproduction(
     claim="After an epoch in random order, the mean of stochastic gradient descent lies where the gradient flow of "
     "C + (h/4m) sum_k ||grad C_k||^2 does, one order in h closer than gradient descent's own modified loss.",
     source="[smith2021] the theorem, and the picture of the orders of an epoch",
-    reported="An error of O(m^3 h^3) after an epoch. The theorem is a proof; no numbers of an experiment are known here.",
+    reported="An error of O(m^3 h^3) after an epoch. It is a theorem; no measured number is known here.",
     criteria=CRITERIA,
     scales={
         "test": Settings(step_sizes=(0.01, 0.005, 0.0025), num_problems=1, cloud=0),
