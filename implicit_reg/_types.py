@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Protocol
 
     import jax
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Batches: TypeAlias = tuple[PyTree[jax.typing.ArrayLike], ...] | None
     Data: TypeAlias = tuple[PyTree[jax.typing.ArrayLike], ...]
     Observe: TypeAlias = Callable[[Any], PyTree[Array]] | None
+    SweptFunction: TypeAlias = Callable[..., PyTree[Array]]
+    Axes: TypeAlias = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
+    Key: TypeAlias = jax.Array
 
     class VectorField(Protocol):
         """The right-hand side of an ordinary differential equation."""
@@ -47,4 +50,7 @@ else:
     Batches: TypeAlias = object  # one pytree for each argument of the loss after params, leading axis num_steps
     Data: TypeAlias = object  # a tuple: the arguments of the loss after params, each with the examples as leading axis
     Observe: TypeAlias = object  # params -> pytree of arrays, or None
+    SweptFunction: TypeAlias = object  # fn(key, **settings) -> pytree of arrays
+    Axes: TypeAlias = object  # names to values, or a list of dictionaries
+    Key: TypeAlias = object  # one typed PRNG key
     VectorField: TypeAlias = object  # field(t, params, h), structured as params

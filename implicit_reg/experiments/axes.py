@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from implicit_reg._types import Axes
+
 SEED = "seed"
 
 
@@ -77,7 +79,7 @@ class Runs:
         return self.settings[row].get(SEED, 0)
 
 
-def make_runs(axes: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> Runs:
+def make_runs(axes: Axes) -> Runs:
     """Expands a grid, or takes a list of settings, and judges it.
 
     Args:

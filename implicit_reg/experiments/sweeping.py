@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from implicit_reg import _checks
-from implicit_reg._types import Integer
+from implicit_reg._types import Axes, Integer, Key, SweptFunction
 from implicit_reg.experiments.axes import Runs, describe, make_runs
 from implicit_reg.experiments.identity import configuration
 from implicit_reg.experiments.lanes import Lanes
@@ -58,10 +58,10 @@ class Block(NamedTuple):
 
 
 def sweep(
-    fn: Callable[..., Any],
-    axes: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    fn: SweptFunction,
+    axes: Axes,
     *,
-    key: jax.Array,
+    key: Key,
     width: Integer = 32,
     chunk: Integer | None = None,
     mesh: Mesh | None = None,
