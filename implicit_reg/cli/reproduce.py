@@ -68,19 +68,23 @@ class Reproduce(_common.Options):
         if self.resume:
             self.out.mkdir(parents=True, exist_ok=True)
         folder = self.out if self.resume else _common.new_folder(self.out, "reproduce")
-        with lock(folder), self._progress() as report, stop_after_chunk() as stop:
+        with lock(folder), self._progress() as (bar, report), stop_after_chunk() as stop:
 
             def one(name: str, place: pathlib.Path, note: str = "") -> dict[str, Any]:
                 return reproduce_into(place, name, self.scale, mesh, lambda *news: report(note, *news), stop)
 
             try:
-                return self._all(one, folder) if self.name == ALL else self._single(one(self.name, folder), folder)
+                if self.name == ALL:
+                    return self._all(one, folder, bar)
+                record = one(self.name, folder)
+                bar.clear()
+                return self._single(record, folder)
             except SweepStoppedError:
                 print(f"stopped; the same command with --resume --out {folder} goes on", file=sys.stderr)
                 return stop.code or _common.EXIT_INTERRUPTED
 
     @contextlib.contextmanager
-    def _progress(self) -> Iterator[Callable[..., None]]:
+    def _progress(self) -> Iterator[tuple[Any, Callable[..., None]]]:
         with _common.progress(1, self) as bar:
 
             def report(note: str, text: str, progress: Any) -> None:
@@ -92,7 +96,7 @@ class Reproduce(_common.Options):
                     words += f", {progress.left:.0f} s to go" if progress.left > 0 else ""
                 bar.set_description_str(words)
 
-            yield report
+            yield bar, report
 
     def _list(self) -> int:
         from implicit_reg.experiments import REPRODUCTIONS, load_reproduction
@@ -149,7 +153,7 @@ class Reproduce(_common.Options):
         )
         return _common.EXIT_OK
 
-    def _all(self, one: Callable[..., dict[str, Any]], folder: pathlib.Path) -> int:
+    def _all(self, one: Callable[..., dict[str, Any]], folder: pathlib.Path, bar: Any) -> int:
         """Each in a folder of its own; one that cannot be run does not keep the others from it."""
         from implicit_reg import report
         from implicit_reg.experiments import REPRODUCTIONS, SweepStoppedError
@@ -168,10 +172,11 @@ class Reproduce(_common.Options):
                 failed[name] = _common.explain(error)[1]
                 print(f"{name}: {failed[name]}", file=sys.stderr)
                 continue
+            bar.clear()  # the line of what is printed next
             if not self.quiet and not self.json:
                 held = sum(part["holds"] for part in records[-1]["parts"])
                 words = f"{held} of {len(records[-1]['parts'])} criteria hold, {records[-1]['seconds']:.0f} s"
-                console.print(f"{name:20} {_verdict(records[-1])}: {words}", soft_wrap=True)
+                console.print(f"{name:18} {_verdict(records[-1])}: {words}", soft_wrap=True)
         head = {"format": f"{FORMAT}.{ALL}", "version": VERSION, "scale": self.scale, "failed": failed}
         results = head | {"experiments": [short(record) for record in records]}
         _common.write_atomic(folder / "report.html", report.reproductions_report(records))

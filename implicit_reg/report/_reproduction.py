@@ -87,12 +87,14 @@ def reproductions_report(records: Sequence[Record]) -> str:
     count = sum(record["verdict"] == "reproduced" for record in records)
     scales = ", ".join(sorted({record["scale"] for record in records}))
     head = (
-        f'<div class="headline"><p class="kicker">implicit_reg reproduce all {escape(scales)}</p>'
+        f'<div class="headline"><p class="kicker">implicit_reg reproduce all, scale {escape(scales)}</p>'
         f"<h1>{count} of {len(records)} reproduced</h1></div>"
     )
     columns = ["Experiment", "Claim", "Verdict", "Criteria that hold", "Seconds"]
     table = _pieces.table(columns, rows, text_columns=3, wide=True)
-    return _pieces.document("implicit_reg reproduce all", [head, _pieces.section("Experiments", table)])
+    return _pieces.document(
+        "implicit_reg reproduce all", [head, _pieces.section("Experiments", table, kind="findings")]
+    )
 
 
 def reproductions_table(records: Sequence[Record]) -> str:

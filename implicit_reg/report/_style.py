@@ -47,6 +47,7 @@ section > header { display: flex; gap: .9rem; align-items: baseline; flex-wrap: 
 figure { margin: 1rem 0 0; }
 figure svg, figure img { display: block; max-width: 100%; height: auto; }
 section.picture figure svg { width: 60rem; }
+section.findings td a { white-space: nowrap; }
 section.findings thead th { white-space: normal; vertical-align: bottom; min-width: 4rem; }
 figure img { background: #fff; border-radius: 4px; }
 @media screen and (prefers-color-scheme: dark) { figure svg { filter: brightness(1.3); } }
