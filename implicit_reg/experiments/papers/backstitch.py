@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,50 +14,16 @@ from jaxtyping import Array
 
 from implicit_reg.experiments.axes import static
 from implicit_reg.experiments.papers._digits_mlp import accuracy, cross_entropy, digits_split, glorot_layers
-from implicit_reg.experiments.papers._small_epochs import (
-    NUM_BATCHES,
-    ORDERS,
-    epoch_end,
-    extrapolated,
-    small_network,
-    unit_flow,
-)
+from implicit_reg.experiments.papers._small_epochs import extrapolated
+from implicit_reg.experiments.papers._stitches import CROSSED, MEASURED, PLAIN, RECOMMENDED, Stitch, measured_strengths
 from implicit_reg.experiments.reproduction import Criterion, Findings, Lab, Reproduction, Table
 from implicit_reg.experiments.statistics import chosen, interval, paired
 from implicit_reg.experiments.steps import run_steps, shuffled_batches
-from implicit_reg.flows.stochastic import shuffled_terms
 from implicit_reg.transforms import backstitch
 
 STRENGTH_TOLERANCE = 0.02  # relative
 ALIKE, UNLIKE = 0.15, 0.3  # relative differences of strengths
 RECORDS = 8  # of a run; half of the steps of plain descent are its fourth, of interval 4 its fifth, of interval 1 all
-
-
-class Stitch(NamedTuple):
-    """How backstitch is used: `alpha` 0 is plain stochastic gradient descent."""
-
-    alpha: float
-    interval: int
-
-    @property
-    def name(self) -> str:
-        """For tables and numbers."""
-        return f"alpha = {self.alpha:g}, n = {self.interval}" if self.alpha else "SGD"
-
-    @property
-    def strength(self) -> float:
-        """`1 + 2 alpha (1 + alpha)/n`, in units of plain descent's."""
-        return 1 + 2 * self.alpha * (1 + self.alpha) / self.interval
-
-    def num_steps(self, budget: int) -> int:
-        """The steps that so many gradients pay for: a backstitch costs two."""
-        return int(budget / (1 + 1 / self.interval)) if self.alpha else budget
-
-
-PLAIN = Stitch(0.0, 1)
-RECOMMENDED = (Stitch(0.3, 1), Stitch(1.0, 4))
-CROSSED = (Stitch(0.3, 4), Stitch(1.0, 1))
-MEASURED = (PLAIN, Stitch(0.2, 1), *RECOMMENDED, Stitch(0.8, 1), *CROSSED, Stitch(1.0, 2))
 HALFWAY: Mapping[int, int] = {0: 4, 4: 5, 1: 8}  # interval, 0 for plain descent, to the record at half of its steps
 
 
@@ -68,7 +34,7 @@ class Settings:
     Attributes:
       epoch_steps: step sizes with which the strength is measured, the two finest extrapolated.
       step_sizes: with which networks are trained; the one that a method reports is chosen on validation data.
-      budget: gradients of minibatches in a training run, divisible by 40.
+      budget: gradients of minibatches in a training run, divisible by 80.
       num_train, batch_size, width: of the training runs.
       num_seeds: splits of the data, initializations and orders, shared by all methods.
       trained: pairs of alpha and interval; plain descent, alpha = 0, comes first.
@@ -82,57 +48,6 @@ class Settings:
     width: int = 48
     num_seeds: int = 10
     trained: tuple[tuple[float, int], ...] = (PLAIN, *RECOMMENDED, *CROSSED)
-
-
-def stitched_end(key: Array, h: Array, alpha: Array, interval: Array, order: Array, offset: Array) -> Array:
-    """The end of an epoch of backstitch on a small network.
-
-    Args:
-      key: of the problem.
-      h: step size.
-      alpha, interval, offset: as for `transforms.backstitch`.
-      order: the number of one of the 24 orders of the minibatches.
-
-    Returns:
-      The parameters.
-    """
-    method = backstitch(optax.sgd(h), alpha, interval=interval, offset=offset)
-    return epoch_end(method, small_network(key), jnp.asarray(ORDERS)[order])
-
-
-def shuffled_ends(key: Array, h: Array) -> Array:
-    """The ends of gradient flow and of the flow with the second term of plain descent, which has strength 1.
-
-    Args:
-      key, h: as for `stitched_end`.
-
-    Returns:
-      Shape (2, parameters).
-    """
-    network = small_network(key)
-
-    def field(rows):
-        terms = [shuffled_terms(network.loss_fn, NUM_BATCHES, x, h, order=2) for x in rows]
-        return jnp.stack([terms[0][0], terms[1][0] + terms[1][1]])
-
-    return unit_flow(field, jnp.stack([network.start, network.start]))
-
-
-def _strengths(settings: Settings, lab: Lab) -> np.ndarray:
-    """How far the mean end of an epoch, over orders and offsets, is along the second term: step sizes by `MEASURED`."""
-    sizes, key = list(settings.epoch_steps), jax.random.key(0)
-    runs = [
-        {"h": h, "alpha": s.alpha, "interval": s.interval, "order": order, "offset": offset}
-        for h in sizes
-        for s in MEASURED
-        for order in range(len(ORDERS))
-        for offset in range(NUM_BATCHES)
-    ]
-    ends = lab.sweep("strength", stitched_end, runs, key=key, width=768)["value"]
-    mean = ends.reshape(len(sizes), len(MEASURED), -1, ends.shape[-1]).mean(axis=2)
-    flows = lab.sweep("flows", shuffled_ends, {"h": sizes}, key=key, width=len(sizes))["value"]
-    away, unit = mean - flows[:, :1], flows[:, 1] - flows[:, 0]
-    return np.einsum("hsd,hd->hs", away, unit) / np.sum(unit**2, axis=1)[:, None]
 
 
 class Trainer:
@@ -222,7 +137,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
       Strengths, and differences paired by seed at an equal number of steps and of gradients.
     """
     numbers: dict[str, float] = {}
-    by_step = _strengths(settings, lab)
+    by_step = measured_strengths(settings.epoch_steps, lab)
     strength = dict(zip(MEASURED, extrapolated(settings.epoch_steps, by_step).tolist(), strict=True))
     for s, value in strength.items():
         numbers[f"strength, {s.name}"] = value

@@ -295,7 +295,9 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     )
     curves = {
         "decays": settings.decays,
-        "coefficients": coefficients,
+        "factors": {
+            kind: found * 4 * (1 - np.array(settings.decays)[:, None]) ** 2 for kind, found in coefficients.items()
+        },
         "fractions": settings.flow,
         "errors": {kind: found[LONG].mean(axis=1).T for kind, found in orders.items()},
         "times": times,

@@ -26,7 +26,7 @@ def draw(record: Record) -> Figure:
         f"Left: mean end of an epoch over all 24 orders of 4 minibatches and all offsets, 2-3-1 tanh network, float64, "
         f"extrapolated to h = 0. Middle and right: {settings['num_train']} digits, 64-{settings['width']}-10 tanh "
         f"network, minibatches of {settings['batch_size']}, n = {settings['num_seeds']} seeds (split, start, order), "
-        f"paired; bars: 95 % intervals. Middle: {settings['budget'] // 2} steps with h = {settings['step_sizes'][0]:g}. "
+        f"paired; bars: 95 %. Middle: {settings['budget'] // 2} steps with h = {settings['step_sizes'][0]:g}. "
         f"Right: {settings['budget']} gradients, the step size chosen on validation data on each seed"
     )
     title = "Backstitch multiplies SGD's implicit term by κ = 1 + 2α(1 + α)/n"
