@@ -19,6 +19,7 @@ import tyro
 from implicit_reg.cli import _common
 from implicit_reg.cli.compare import Compare
 from implicit_reg.cli.diagnose import Diagnose
+from implicit_reg.cli.doctor import Doctor
 from implicit_reg.cli.inspect import Inspect
 from implicit_reg.cli.reproduce import Reproduce
 from implicit_reg.cli.sweep import Sweep, with_file
@@ -33,6 +34,7 @@ COMMANDS = {
     "inspect": (Inspect, "Look at curvature: spectrum, kind of point, flatness, surface."),
     "diagnose": (Diagnose, "Say what a training run is doing, with the evidence, and what to try next."),
     "reproduce": (Reproduce, "Run a published experiment again and judge its claim."),
+    "doctor": (Doctor, "Measure whether this machine gives the same bits however a sweep is cut."),
 }
 
 # tyro keeps a line to itself where it does not begin with a letter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -45,6 +46,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the library's source, "unknown" where it is not a checkout.
 
@@ -68,6 +70,7 @@ def commit() -> str:
         return "unknown"
 
 
+@functools.cache
 def _processor() -> str:
     """The processor's model and a hash of its instruction sets, by which XLA chooses its code."""
     try:
