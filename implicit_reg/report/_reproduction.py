@@ -148,8 +148,8 @@ def _criterion(record: Record) -> str:
         for part in record["parts"]
     )
     words = (
-        '<p class="note">Fixed before the numbers were seen. Reproduced: all hold; not reproduced: none does; '
-        "partly: anything else.</p>"
+        '<p class="note">Fixed before the numbers were seen, unless a note below says otherwise, and judged from them '
+        "alone. Reproduced: all hold; not reproduced: none does; partly: anything else.</p>"
     )
     return _pieces.section("Criterion", words, f'<ul class="findings">{lines}</ul>')
 
