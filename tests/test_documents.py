@@ -1,6 +1,7 @@
 """Citations, constraints and formatting: what is written down is held to the code."""
 
 import codeop
+import math
 import pathlib
 import re
 import subprocess
@@ -118,6 +119,19 @@ def test_every_reproduction_has_a_source_that_is_known():
         assert set(cited) <= KEYS
         assert row.name == name
         assert row.claim.endswith(".")
+
+
+class Unmeasured(dict):
+    """Numbers none of which could be measured."""
+
+    def __missing__(self, name: str) -> float:
+        return math.nan
+
+
+@pytest.mark.parametrize("name", experiments.REPRODUCTIONS)
+def test_a_number_that_could_not_be_measured_makes_its_statement_false(name):
+    for criterion in experiments.load_reproduction(name).criteria:
+        assert not criterion.holds(Unmeasured()), criterion.text
 
 
 def test_the_readme_shows_the_commands_that_exist():
