@@ -1,21 +1,24 @@
 """One compiled program for many runs: a fixed number of lanes per device, whatever is swept and on how many devices.
 
 Ways to compile a sweep: (1) vmap over all runs; (2) one `lax.map`; (3) vmap over lanes of a fixed width, called again
-and again, `shard_map` over the devices. (1) holds everything in memory, and its bits change with the number of runs;
-(2) gives each run the bits of a program of its own, and no vectorization. We do (3): the bits of a run depend on the
-width and on nothing else, because each device always sees the same program of `width` lanes; padding fills the last.
+and again. (1) holds everything in memory, and its bits change with the number of runs; (2) gives each run the bits of a
+program of its own, and no vectorization. We do (3): the bits of a run depend on the width and on nothing else.
+
+Ways to use several devices: (1) `shard_map` over them; (2) the same program on each. With (1) XLA optimizes a
+partitioned program otherwise than a whole one: a ReLU network under Adam in float32 ended elsewhere on two devices than
+on one. We do (2); it costs a compilation per device, and these run side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh
 
 from implicit_reg.experiments.axes import SEED, Runs
 from implicit_reg.experiments.results import named_leaves
@@ -62,32 +65,26 @@ class Lanes:
     """
 
     def __init__(self, fn: Callable[..., Any], runs: Runs, row: int, key: jax.Array, width: int, mesh: Mesh | None):
-        self._runs, self._width, self._mesh = runs, width, mesh
+        self._runs, self._width = runs, width
+        self._devices = [_default_device()] if mesh is None else list(mesh.devices.flat)
         given = {name: value for name, value in runs.settings[row].items() if name != SEED}
         constants = {name: value for name, value in given.items() if name in runs.constants[row]}
         kinds = {float: jnp.result_type(float), int: jnp.dtype("int32")}
         self._dtypes = {name: kinds[type(value)] for name, value in given.items() if name not in constants}
         self._root, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
-        self._compiled: Any = None
+        self._compiled: dict[jax.Device, Any] = {}
 
         def lane(root, seed, operands):
             own = jax.random.fold_in(jax.random.wrap_key_data(root, impl=implementation), seed)
             return {path: _array(leaf) for path, leaf in named_leaves(fn(own, **constants, **operands)).items()}
 
         self._lane = lane
-        vectorized = jax.vmap(lane, in_axes=(None, 0, 0))
-        if mesh is None:
-            self._program = jax.jit(vectorized)
-        else:
-            lanes = P(mesh.axis_names)
-            self._program = jax.jit(
-                jax.shard_map(vectorized, mesh=mesh, in_specs=(P(), lanes, lanes), out_specs=lanes, check_vma=False)
-            )
+        self._program = jax.jit(jax.vmap(lane, in_axes=(None, 0, 0)))
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks of `width` runs one call takes."""
-        return 1 if self._mesh is None else self._mesh.size
+        """How many blocks of `width` runs one call takes, over all processes."""
+        return len(self._devices)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of each output of one run; nothing is computed."""
@@ -97,47 +94,70 @@ class Lanes:
         return jax.eval_shape(self._lane, root, seed, scalar)
 
     def __call__(self, blocks: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        """Runs up to `num_blocks` blocks of at most `width` rows.
+        """Runs up to `num_blocks` blocks of at most `width` rows, each on a device of its own.
 
         Args:
-          blocks: the rows.
+          blocks: the rows; with several processes the same ones in each.
 
         Returns:
-          Path to array; leading axis: all the rows, in order.
+          Path to array; leading axis: all the rows, in order; in every process.
         """
-        padded = [list(block) + [block[-1]] * (self._width - len(block)) for block in blocks]
-        padded += [padded[-1]] * (self.num_blocks - len(padded))
-        rows = [row for block in padded for row in block]
-        seeds = np.array([self._runs.seed(row) for row in rows], np.uint32)
+        here = jax.process_index()
+        mine = [k for k in range(len(blocks)) if self._devices[k].process_index == here]
+        arguments = {k: jax.device_put(self._arguments(blocks[k]), self._devices[k]) for k in mine}
+        self._compile([self._devices[k] for k in mine], arguments.values())
+        # All are started before the first is waited for.
+        started = {k: self._compiled[self._devices[k]](*arguments[k]) for k in mine}
+        outputs = {k: jax.tree.map(np.asarray, started[k]) for k in mine}
+        if jax.process_count() > 1:
+            outputs = self._exchange(outputs, len(blocks))
+        return {
+            path: np.concatenate([outputs[k][path][: len(block)] for k, block in enumerate(blocks)])
+            for path in outputs[0]
+        }
+
+    def _arguments(self, block: Sequence[int]) -> tuple:
+        rows = list(block) + [block[-1]] * (self._width - len(block))
         operands = {
             name: np.array([self._runs.settings[row][name] for row in rows], dtype)
             for name, dtype in self._dtypes.items()
         }
-        arguments = self._place((self._root, seeds, operands))
-        if self._compiled is None:
-            self._compiled = self._program.lower(*arguments).compile()
-        outputs = self._fetch(self._compiled(*arguments))
-        kept = np.concatenate([np.arange(len(block)) + k * self._width for k, block in enumerate(blocks)])
-        return {path: leaf[kept] for path, leaf in outputs.items()}
+        return self._root, np.array([self._runs.seed(row) for row in rows], np.uint32), operands
 
-    def _place(self, arguments: tuple) -> tuple:
-        if self._mesh is None:
-            return jax.tree.map(jnp.asarray, arguments)
-        whole = NamedSharding(self._mesh, P())
-        lanes = NamedSharding(self._mesh, P(self._mesh.axis_names))
+    def _compile(self, devices: Sequence[jax.Device], arguments: Iterable[tuple]) -> None:
+        """Compiles where there is no program yet, side by side; tracing stays in this thread, as x64 belongs to it."""
+        traced = {
+            device: self._program.lower(*placed)
+            for device, placed in zip(devices, arguments, strict=True)
+            if device not in self._compiled
+        }
+        if len(traced) == 1:
+            self._compiled |= {device: program.compile() for device, program in traced.items()}
+        elif traced:
+            with ThreadPoolExecutor() as pool:
+                compiled = pool.map(lambda program: program.compile(), traced.values())
+                self._compiled |= dict(zip(traced, compiled, strict=True))
 
-        def put(value, sharding):  # each process fills the shards of its own devices
-            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    def _exchange(self, outputs: dict[int, dict[str, np.ndarray]], num_blocks: int) -> dict[int, dict[str, np.ndarray]]:
+        """The blocks of all processes, in all processes."""
+        from jax.experimental import multihost_utils
 
-        root, seeds, operands = arguments
-        return put(root, whole), put(seeds, lanes), {name: put(value, lanes) for name, value in operands.items()}
+        owners = [self._devices[k].process_index for k in range(num_blocks)]
+        most = max(owners.count(process) for process in set(owners))
+        empty = {path: np.zeros((self._width, *shape.shape), shape.dtype) for path, shape in self.shapes().items()}
+        mine = [*outputs.values()] + [empty] * (most - len(outputs))
+        gathered = multihost_utils.process_allgather(
+            {path: np.stack([block[path] for block in mine]) for path in empty}
+        )
+        place = {k: owners[:k].count(owners[k]) for k in range(num_blocks)}
+        return {
+            k: {path: np.asarray(leaf[owners[k], place[k]]) for path, leaf in gathered.items()}
+            for k in range(num_blocks)
+        }
 
-    def _fetch(self, outputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
 
-            outputs = multihost_utils.process_allgather(outputs, tiled=True)
-        return {path: np.asarray(leaf) for path, leaf in outputs.items()}
+def _default_device() -> jax.Device:
+    return jnp.zeros(()).devices().pop()
 
 
 def _array(leaf: Any) -> jax.Array:
