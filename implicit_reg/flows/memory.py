@@ -39,12 +39,12 @@ class LinearMemory(NamedTuple):
       square_age: `s2`, the mean square of the age.
     """
 
-    mass: float
-    age: float
-    square_age: float
+    mass: Scalar
+    age: Scalar
+    square_age: Scalar
 
     @property
-    def delay(self) -> float:
+    def delay(self) -> Scalar:
         """`c = 1/2 + tau`: the flow is that of `L + (eta c/2) ||grad L||^2`."""
         return 0.5 + self.age
 

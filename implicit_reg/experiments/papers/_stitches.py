@@ -78,8 +78,8 @@ def shuffled_ends(key: Array, h: Array) -> Array:
     network = small_network(key)
 
     def field(rows):
-        terms = [shuffled_terms(network.loss_fn, NUM_BATCHES, x, h, order=2) for x in rows]
-        return jnp.stack([terms[0][0], terms[1][0] + terms[1][1]])
+        terms = jax.vmap(lambda x: jnp.stack(shuffled_terms(network.loss_fn, NUM_BATCHES, x, h, order=2)))(rows)
+        return terms[:, 0] + jnp.array([[0.0], [1.0]]) * terms[:, 1]
 
     return unit_flow(field, jnp.stack([network.start, network.start]))
 

@@ -156,12 +156,11 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         """Methods by seeds, after half of the steps of plain descent with the smallest step size: equal flow time."""
         return np.stack([seen[name][k, 0, :, record] for k, record in enumerate(half)])
 
-    slopes = {}
-    for name in ("minibatch norm", "test loss"):
-        values = np.log(at_half(name))
-        slopes[name] = interval(np.polyfit(kappa, values, 1)[0])
-        numbers[f"equal steps: slope of log {name} on strength"] = slopes[name].mean
-        numbers[f"equal steps: slope of log {name} on strength, high"] = slopes[name].high
+    logs = {name: np.log(at_half(name)) for name in ("minibatch norm", "test loss")}
+    for name, values in logs.items():
+        slope = interval(np.polyfit(kappa, values, 1)[0])
+        numbers[f"equal steps: slope of log {name} on strength"] = slope.mean
+        numbers[f"equal steps: slope of log {name} on strength, high"] = slope.high
 
     def pick(methods):
         """Test records, and step sizes, at the least validation loss, chosen on each seed by itself."""
@@ -183,10 +182,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         }
     at_edge = np.mean([np.mean(found["step size"] == settings.step_sizes[-1]) for found in own])
     numbers["share of chosen step sizes that are the largest tried"] = float(at_edge)
-    changes = {
-        name: [interval(np.expm1(values - values[0])) for values in np.log(at_half(name))]
-        for name in ("minibatch norm", "test loss")
-    }
+    changes = {name: [interval(np.expm1(row - values[0])) for row in values] for name, values in logs.items()}
     differences = [paired(found["test loss"], plain["test loss"]) for found in own]
     rows = []
     for k, s in enumerate(trained):
@@ -234,6 +230,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         "changes": {name: [list(found[:3]) for found in row] for name, row in changes.items()},
         "differences": [list(found[:3]) for found in differences],
         "chosen from all": list(gains["test loss"][:3]),
+        "test loss": seen["test loss"][..., -1],  # methods, step sizes, seeds
     }
     lost = int(np.sum(~np.isfinite(seen["test loss"][..., -1])))
     notes = (

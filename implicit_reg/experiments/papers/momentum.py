@@ -33,7 +33,7 @@ RATIO_TOLERANCE = 0.02  # relative
 ORDER_TOLERANCE = 0.1
 FORGOTTEN = 30.0  # b^n = e^-30 = 1e-13: what is left of the empty trace when the local measurement begins
 NUM_UPDATES = 6  # interpolated: an error of h^6
-KINDS = {"heavy ball": False, "Nesterov": True}
+KINDS = {"heavy ball": 0, "Nesterov": 1}
 LONG, SHORT = 0.9, 0.5
 
 
@@ -77,21 +77,27 @@ class Settings:
     imbalance: tuple[float, float] = (0.04, 0.02)
 
 
-def _memory(decay: Any, nesterov: bool) -> LinearMemory:
-    return nesterov_memory(decay) if nesterov else heavy_ball_memory(decay)
+def _memory(decay: Any, nesterov: Any) -> LinearMemory:
+    pairs = zip(heavy_ball_memory(decay), nesterov_memory(decay), strict=True)
+    return LinearMemory(*(jnp.where(nesterov, second, first) for first, second in pairs))
 
 
 def _radius(decay: float, nesterov: bool) -> float:
     return nesterov_radius(decay) if nesterov else heavy_ball_radius(decay)
 
 
-def _stepper(h: Array, decay: Array, nesterov: bool, loss: Callable) -> tuple[Any, Callable]:
-    """Optax's method, and one step of it on `(params, state)`."""
-    method = optax.sgd(h, momentum=decay, nesterov=nesterov)
-    return method, lambda carry: optimizer_step(method, loss, *carry)
+def _stepper(h: Array, decay: Array, nesterov: Array, loss: Callable) -> tuple[Any, Callable]:
+    """Optax's method, and one step of it on `(params, state)`; both kinds in one program, and one of them taken."""
+    methods = [optax.sgd(h, momentum=decay, nesterov=kind) for kind in (False, True)]
+
+    def step(carry):
+        first, second = (optimizer_step(method, loss, *carry) for method in methods)
+        return jax.tree.map(lambda a, b: jnp.where(nesterov, b, a), first, second)
+
+    return methods[0], step
 
 
-def local_coefficient(key: Array, h: Array, decay: Array, burn: Array, nesterov: bool) -> Array:
+def local_coefficient(key: Array, h: Array, decay: Array, burn: Array, nesterov: Array) -> Array:
     """The coefficient that the iterates show at one of their points, after `burn` steps from an empty trace.
 
     The field that they follow is interpolated from a few updates, `f = sum_j w_j (x_{j+1} - x_j)/h`; what is left of it
@@ -101,7 +107,7 @@ def local_coefficient(key: Array, h: Array, decay: Array, burn: Array, nesterov:
       key: of the problem.
       h, decay: of the method.
       burn: steps before.
-      nesterov: whose momentum.
+      nesterov: 1 for Nesterov's momentum, 0 for heavy ball's.
 
     Returns:
       The coefficient, up to O(h).
@@ -122,7 +128,7 @@ def local_coefficient(key: Array, h: Array, decay: Array, burn: Array, nesterov:
     return -(field + g / (1 - decay)) @ hg / (2 * h * hg @ hg)
 
 
-def flow_errors(key: Array, h: Array, decay: Array, num_steps: Array, nesterov: bool) -> Array:
+def flow_errors(key: Array, h: Array, decay: Array, num_steps: Array, nesterov: Array) -> Array:
     """Distances of the iterates, from Optax's empty trace, from the flows with one, two and three terms.
 
     The flows start at the ghost point that belongs to an empty trace, with as many of its terms as they need.
@@ -150,7 +156,7 @@ def flow_errors(key: Array, h: Array, decay: Array, num_steps: Array, nesterov: 
     return jnp.linalg.norm(unit_flow(field, starts, 96) - end, axis=1)
 
 
-def imbalance(key: Array, h: Array, decay: Array, every: Array, nesterov: bool) -> Array:
+def imbalance(key: Array, h: Array, decay: Array, every: Array, nesterov: Array) -> Array:
     """`-log((a^2 - b^2)/(a_0^2 - b_0^2))/eta` along a run on the two-parameter loss, `eta = h/(1 - b)`.
 
     Gradient flow conserves `a^2 - b^2`; to leading order it decays in proportion to the coefficient of the modified
@@ -179,37 +185,34 @@ def imbalance(key: Array, h: Array, decay: Array, every: Array, nesterov: bool) 
 
 def _coefficients(settings: Settings, lab: Lab) -> dict[str, np.ndarray]:
     """By kind: extrapolated coefficients, decays by problems."""
-    found = {}
-    for kind, nesterov in KINDS.items():
-        runs = [
-            {
-                "h": fraction * _radius(b, nesterov),
-                "decay": b,
-                "burn": math.ceil(FORGOTTEN / -math.log(b)) if b else 1,
-                "nesterov": nesterov,
-                "seed": seed,
-            }
-            for fraction in settings.local
-            for b in settings.decays
-            for seed in range(settings.num_problems)
-        ]
-        swept = lab.sweep(f"coefficient, {kind}", local_coefficient, runs, key=jax.random.key(0), width=len(runs))
-        values = swept["value"].reshape(2, len(settings.decays), settings.num_problems)
-        found[kind] = extrapolated(settings.local, values)
-    return found
+    runs = [
+        {
+            "h": fraction * _radius(b, bool(nesterov)),
+            "decay": b,
+            "burn": math.ceil(FORGOTTEN / -math.log(b)) if b else 1,
+            "nesterov": nesterov,
+            "seed": seed,
+        }
+        for nesterov in KINDS.values()
+        for fraction in settings.local
+        for b in settings.decays
+        for seed in range(settings.num_problems)
+    ]
+    swept = lab.sweep("coefficient", local_coefficient, runs, key=jax.random.key(0), width=min(80, len(runs)))
+    values = swept["value"].reshape(2, 2, len(settings.decays), settings.num_problems)
+    return {kind: extrapolated(settings.local, found) for kind, found in zip(KINDS, values, strict=True)}
 
 
 def _orders(settings: Settings, lab: Lab) -> dict[str, dict[float, np.ndarray]]:
     """By kind and decay: errors, step sizes by problems by terms."""
-    found: dict[str, dict[float, np.ndarray]] = {}
-    for kind, nesterov in KINDS.items():
-        runs = []
+    runs = []
+    for nesterov in KINDS.values():
         for b in (SHORT, LONG):
-            coarsest = settings.flow[0] * _radius(b, nesterov)
-            count = round(settings.time * (1 - b) / coarsest)
+            radius = _radius(b, bool(nesterov))
+            count = round(settings.time * (1 - b) / (settings.flow[0] * radius))
             runs += [
                 {
-                    "h": fraction * _radius(b, nesterov),
+                    "h": fraction * radius,
                     "decay": b,
                     "num_steps": count * round(settings.flow[0] / fraction),
                     "nesterov": nesterov,
@@ -218,29 +221,25 @@ def _orders(settings: Settings, lab: Lab) -> dict[str, dict[float, np.ndarray]]:
                 for fraction in settings.flow
                 for seed in range(settings.num_problems)
             ]
-        swept = lab.sweep(f"flow, {kind}", flow_errors, runs, key=jax.random.key(0), width=len(runs))
-        errors = swept["value"].reshape(2, len(settings.flow), settings.num_problems, 3)
-        found[kind] = dict(zip((SHORT, LONG), errors, strict=True))
-    return found
+    swept = lab.sweep("flow", flow_errors, runs, key=jax.random.key(0), width=min(64, len(runs)))
+    errors = swept["value"].reshape(2, 2, len(settings.flow), settings.num_problems, 3)
+    return {kind: dict(zip((SHORT, LONG), found, strict=True)) for kind, found in zip(KINDS, errors, strict=True)}
 
 
 def _imbalances(settings: Settings, lab: Lab) -> tuple[np.ndarray, dict[tuple[str, float], np.ndarray]]:
     """Times, and by kind and decay the curve, extrapolated; decay 0 is gradient descent."""
-    found = {}
     eta = [fraction * _radius(LONG, False) / (1 - LONG) for fraction in settings.imbalance]  # equal for all
-    every = [max(1, round(2.0 / (40 * step))) for step in eta]
-    every[1] = every[0] * round(eta[0] / eta[1])
-    for kind, nesterov in KINDS.items():
-        decays = (SHORT, LONG) if nesterov else (0.0, SHORT, LONG)
-        runs = [
-            {"h": step * (1 - b), "decay": b, "every": count, "nesterov": nesterov}
-            for step, count in zip(eta, every, strict=True)
-            for b in decays
-        ]
-        swept = lab.sweep(f"imbalance, {kind}", imbalance, runs, key=jax.random.key(0), width=len(runs))
-        limit = extrapolated(eta, swept["value"].reshape(2, len(decays), -1))
-        found |= {(kind, b): curve for b, curve in zip(decays, limit, strict=True)}
-    return np.arange(1, 41) * every[0] * eta[0], found
+    every = [max(1, round(2.0 / (40 * eta[0])))]
+    every.append(every[0] * round(eta[0] / eta[1]))
+    cases = [("heavy ball", 0.0), *((kind, b) for kind in KINDS for b in (SHORT, LONG))]
+    runs = [
+        {"h": step * (1 - b), "decay": b, "every": count, "nesterov": KINDS[kind]}
+        for step, count in zip(eta, every, strict=True)
+        for kind, b in cases
+    ]
+    swept = lab.sweep("imbalance", imbalance, runs, key=jax.random.key(0), width=len(runs))
+    limit = extrapolated(eta, swept["value"].reshape(2, len(cases), -1))
+    return np.arange(1, 41) * every[0] * eta[0], dict(zip(cases, limit, strict=True))
 
 
 def measure(settings: Settings, lab: Lab) -> Findings:
@@ -259,7 +258,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     plain = decay_of[("heavy ball", 0.0)][-1]
     strength_rows, order_rows, ratio_rows = [], [], []
     for kind, nesterov in KINDS.items():
-        expected = np.array([formula(b, nesterov) for b in settings.decays])
+        expected = np.array([formula(b, bool(nesterov)) for b in settings.decays])
         off = coefficients[kind] / expected[:, None] - 1
         numbers[f"{kind}: largest relative error of the coefficient"] = float(np.max(np.abs(off)))
         for b, value, found in zip(settings.decays, expected, coefficients[kind], strict=True):
@@ -273,7 +272,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
             order_rows += [(kind, b, k + 1, *errors[:, :, k].mean(axis=1).tolist(), float(worst[k])) for k in range(3)]
         for b in (SHORT, LONG):
             ratio = float(decay_of[(kind, b)][-1] / plain)
-            wanted = 4 * (1 - b) ** 2 * formula(b, nesterov)
+            wanted = 4 * (1 - b) ** 2 * formula(b, bool(nesterov))
             numbers[f"{kind}: decay of a^2 - b^2 over gradient descent's at b = {b:g}"] = ratio
             ratio_rows.append((kind, b, wanted, ratio))
     tables = (

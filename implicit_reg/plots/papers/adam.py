@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from implicit_reg.plots.papers._page import end_labels, page
-from implicit_reg.plots.record import Record
+from implicit_reg.plots.record import Real, Record
 from implicit_reg.plots.style import FAINT, INK, MUTED, PAPER, Axes, Figure, halo, method_color, mix
 
 LESS, NONE, MORE = method_color("gradient-penalty"), MUTED, method_color("adam")
@@ -35,7 +35,7 @@ def draw(record: Record) -> Figure:
     return figure
 
 
-def _sign(value: float) -> str:
+def _sign(value: Real) -> str:
     return LESS if value > 0 else MORE if value < 0 else NONE
 
 
