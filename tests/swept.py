@@ -1,5 +1,6 @@
 """What the tests of `implicit-reg sweep` sweep: a small function that takes as long, and fails as, a test wants."""
 
+import errno
 import os
 import signal
 import time
@@ -8,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-if "SWEPT_KILL_AT" in os.environ:  # die between the writing of that chunk and its renaming
+if "SWEPT_END_AT" in os.environ:  # "kill 3": die between the writing of the third chunk and its renaming
     rename, counted = os.replace, []
+    how, at = os.environ["SWEPT_END_AT"].split()
 
     def replace(source, target):
         if "chunk" in os.path.basename(target):
             counted.append(target)
-            if len(counted) == int(os.environ["SWEPT_KILL_AT"]):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if len(counted) == int(at):
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         rename(source, target)
 
     os.replace = replace
@@ -28,7 +32,7 @@ def _wait(x):
 
 def descent(key, h, power=2):
     """Losses of a few steps on x^4; with h = 9 it diverges."""
-    x = jax.random.normal(key, (3,), jnp.float32)
+    x = 1 + jax.random.key_data(key)[1].astype(jnp.float32) / 2.0**32  # compiles sooner than a normal draw
 
     def step(x, _):
         return x - h * x ** (power + 1), jnp.sum(x**2)

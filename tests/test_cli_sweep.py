@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from implicit_reg import _files
-from implicit_reg.cli import run
+from implicit_reg.cli import _sweeping, run
+from implicit_reg.cli._common import UsageError
+from implicit_reg.cli.sweep import Sweep
 from implicit_reg.experiments import load_sweep
 
 GRID = ["--fn", "swept:descent", "--axis", "h", "0.01", "0.02", "0.03", "0.04", "0.05", "9", "--seeds", "2"]
@@ -72,19 +74,17 @@ def resume_and_compare(folder, reference):
     assert load_sweep(folder)["loss"].tobytes() == load_sweep(reference)["loss"].tobytes()
 
 
-def test_killed_at_random_times(tmp_path, reference):
-    rng = random.Random(int(time.time()))
-    for _ in range(2):
-        process = start(*GRID, "--out", tmp_path, "--resume", SWEPT_SECONDS="0.15")
-        wait_for(process, "/12 runs")
-        time.sleep(rng.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
+def test_killed_at_a_random_time(tmp_path, reference):
+    process = start(*GRID, "--out", tmp_path, "--resume", SWEPT_SECONDS="0.15")
+    wait_for(process, "/12 runs")
+    time.sleep(random.Random(time.time_ns()).uniform(0, 0.9))
+    process.kill()
+    process.communicate()
     resume_and_compare(tmp_path, reference)
 
 
 def test_killed_between_writing_and_renaming(tmp_path, reference):
-    process = start(*GRID, "--out", tmp_path, SWEPT_KILL_AT="3")
+    process = start(*GRID, "--out", tmp_path, SWEPT_END_AT="kill 3")
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert sorted(chunk_bytes(tmp_path)) == ["chunk-000000.irs", "chunk-000001.irs"]
@@ -142,14 +142,19 @@ def test_a_second_signal_is_obeyed_inside_of_a_call(tmp_path):
     assert chunk_bytes(tmp_path) == {}
 
 
-def test_two_processes_are_one_sweep(tmp_path, reference):
+def start_two(folder, **environment_of_the_first):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
-    ranks = [
-        start(*GRID, *group, "--process-id", k, "--out", tmp_path, "--json", JAX_NUM_CPU_DEVICES="1") for k in range(2)
+    group = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--out", folder, "--json"]
+    return [
+        start(*GRID, *group, "--process-id", k, **({} if k else environment_of_the_first), JAX_NUM_CPU_DEVICES="1")
+        for k in range(2)
     ]
+
+
+def test_two_processes_are_one_sweep(tmp_path, reference):
+    ranks = start_two(tmp_path)
     told = [rank.communicate(timeout=200) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], told
     assert json.loads(told[0][0])["runs"] == 12  # and nothing that the transport prints
@@ -158,6 +163,17 @@ def test_two_processes_are_one_sweep(tmp_path, reference):
     for path in whole.leaves:
         assert part[path].tobytes() == whole[path].tobytes()
     assert part.environment["processes"] == 2
+
+
+def test_a_full_disk_of_one_process_ends_both_soon(tmp_path, reference):
+    ranks = start_two(tmp_path, SWEPT_END_AT="full 2")
+    told = [rank.communicate(timeout=100) for rank in ranks]  # without care it takes five minutes and an abort
+    assert [rank.returncode for rank in ranks] == [74, 74], told
+    assert "error: No space left on device" in told[0][1]
+    assert "another process of this sweep ended" in told[1][1]
+    assert len(load_sweep(tmp_path)) == 4  # the first chunk, of two devices
+    assert sweep(*GRID, "--out", tmp_path, "--resume", "--quiet") == 0  # alone
+    assert load_sweep(tmp_path)["curve"].tobytes() == load_sweep(reference)["curve"].tobytes()
 
 
 def test_devices_and_chunks_do_not_move_a_bit(tmp_path, reference):
@@ -356,15 +372,22 @@ def test_a_file_says_what_and_a_flag_goes_before_it(tmp_path, reference, capsys)
         ("a.toml", None, "No such file"),
     ],
 )
-def test_a_wrong_file_is_one_message_before_any_work(tmp_path, monkeypatch, capsys, name, text, match):
-    monkeypatch.chdir(tmp_path)
+def test_a_wrong_file_is_one_message(tmp_path, name, text, match):
+    path = tmp_path / name
     if text is not None:
-        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert sweep("--config", name, "--seeds", "2") == 2
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError) as caught:
+        _sweeping.parse_axes(Sweep(**_sweeping.fields_of_file(path, Sweep)))
+    assert re.search(match, str(caught.value)) or match in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_wrong_file_is_exit_code_2_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text("epoch = 3")
+    assert sweep("--config", "a.toml", "--seeds", "2") == 2
     out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert re.search(match, err) or match in err
+    assert (out, err) == ("", "error: --config a.toml: unknown key 'epoch'. Did you mean 'epochs'?\n")
     assert not (tmp_path / "runs").exists()
 
 

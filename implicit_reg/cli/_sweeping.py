@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -155,9 +156,19 @@ def processes(options: Any) -> Iterator[None]:
             jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
         try:
             yield
-        finally:
+        except BaseException as error:
+            # The others wait for us inside of a call, and a proper shutdown would wait for them: minutes, and an abort
+            # in the end. They notice at once when we are gone.
+            if options.debug:
+                traceback.print_exc()
+            code, message = _common.explain(error)
+            if "Gloo" in message:
+                code, message = _common.EXIT_IO, "error: another process of this sweep ended; its message says why"
+            print(message, file=sys.stderr, flush=True)
             sys.stdout.flush()
-            jax.distributed.shutdown()
+            os._exit(code)
+        sys.stdout.flush()
+        jax.distributed.shutdown()
     finally:
         sys.stdout.close()
         sys.stdout = python_stdout
