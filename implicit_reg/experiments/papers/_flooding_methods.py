@@ -101,7 +101,7 @@ def candidates(scale: Scale) -> dict[str, list[Setting]]:
     Example:
       >>> from implicit_reg.experiments.papers.flooding_synthetic import REPRODUCTION
       >>> [setting.level for setting in candidates(REPRODUCTION.scales["test"])["flooding"]]
-      [0.2, 0.35]
+      [0.2, 0.3]
     """
     return {
         "none": [OFF],
@@ -157,6 +157,9 @@ def make_run(scale: Scale, arrays: Arrays, auxiliary: np.ndarray) -> Any:
     def run(key, *, case, family, level, decay, smoothing, gamma, softness, strength):
         (x, xv, xt), (y, yv, yt) = ([jnp.asarray(part)[case] for part in parts] for parts in (arrays.x, arrays.y))
         clean, aux_losses = jnp.asarray(arrays.clean_test)[case], jnp.asarray(auxiliary)[case]
+        # With x64 on, operands are float64 and would widen the optimizer's state.
+        numbers = (level, decay, smoothing, gamma, softness, strength)
+        level, decay, smoothing, gamma, softness, strength = (jnp.asarray(number, x.dtype) for number in numbers)
 
         def losses(params):
             return cross_entropies(logits(params, x)[0], y)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from implicit_reg.experiments.statistics import chosen
+from implicit_reg.experiments.statistics import Interval, chosen
 
 
 class Curves(NamedTuple):
@@ -125,3 +125,20 @@ def first_at_or_below(curve: np.ndarray, level: np.ndarray) -> np.ndarray:
     """
     below = curve <= level[:, None]
     return np.where(below.any(axis=1), np.argmax(below, axis=1), -1)
+
+
+def percent(found: Interval, form: str) -> str:
+    """An interval of shares, in percent.
+
+    Args:
+      found: of numbers in [0, 1], or of their differences.
+      form: format of the three numbers.
+
+    Returns:
+      `mean [low, high]`.
+
+    Example:
+      >>> percent(Interval(mean=0.5, low=0.25, high=0.75, p=0.01, num=5), ".1f")
+      '50.0 [25.0, 75.0]'
+    """
+    return found._replace(mean=100 * found.mean, low=100 * found.low, high=100 * found.high).text(form)

@@ -10,7 +10,7 @@ import numpy as np
 from implicit_reg.experiments.papers import _noisy_choice as tools
 from implicit_reg.experiments.papers._flooding_methods import METHODS, Scale, candidates, train_all
 from implicit_reg.experiments.reproduction import Criterion, Findings, Lab, Reproduction, Table
-from implicit_reg.experiments.statistics import Interval, holm, interval, paired
+from implicit_reg.experiments.statistics import holm, interval, paired
 
 FAST = Scale(
     data=("two-gaussians", "sinusoid", "spiral"),
@@ -38,11 +38,11 @@ TEST = dataclasses.replace(
     FAST,
     data=("sinusoid",),
     widths=(64, 64),
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     epochs=120,
     num_test=500,
-    seeds=4,
-    levels=(0.2, 0.35),
+    seeds=6,
+    levels=(0.2, 0.3),
     decays=(1e-2,),
     smoothings=(0.2,),
     penalties=(0.1,),
@@ -51,7 +51,7 @@ TEST = dataclasses.replace(
     gammas=(0.3,),
     folds=2,
     auxiliary_epochs=20,
-    lanes=4,
+    lanes=6,
 )
 FULL = dataclasses.replace(
     FAST,
@@ -144,8 +144,8 @@ def measure(scale: Scale, lab: Lab) -> Findings:
                 f"{rise.mean():.3f}",
                 comparisons["second"].text("+.3f"),
                 comparisons["late"].text("+.3f"),
-                _percent(comparisons["gain"]),
-                _percent(comparisons["stopping"]),
+                tools.percent(comparisons["gain"], "+.1f"),
+                tools.percent(comparisons["stopping"], "+.1f"),
             )
         )
         rows, bars = _compare(choices, plain, name)
@@ -191,10 +191,6 @@ def measure(scale: Scale, lab: Lab) -> Findings:
     return Findings(numbers, tables, {"problems": drawn, "titles": METHODS}, _notes(numbers, problems, grid))
 
 
-def _percent(found: Interval) -> str:
-    return found._replace(mean=100 * found.mean, low=100 * found.low, high=100 * found.high).text("+.1f")
-
-
 def _compare(choices: dict[str, tools.Choice], plain: tools.Choice, name: str) -> tuple[list[tuple], list[dict]]:
     """Rows of the table of methods, and what the figure draws of them."""
     others = [method for method in choices if method != "none"]
@@ -203,7 +199,7 @@ def _compare(choices: dict[str, tools.Choice], plain: tools.Choice, name: str) -
     rows, bars = [], []
     for method, choice in choices.items():
         last, stopped = interval(100 * choice.last), interval(100 * choice.stopped)
-        against = _percent(differences[method]) if method in differences else None
+        against = tools.percent(differences[method], "+.1f") if method in differences else None
         p = f"{adjusted[method]:.2g}" if method in adjusted else None
         rows.append((name, METHODS[method], last.text(".1f"), stopped.text(".1f"), against, p))
         bars.append({"name": method, "last": last._asdict(), "stopped": stopped._asdict()})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from implicit_reg.plots.papers._page import end_labels, page
 from implicit_reg.plots.record import Record
-from implicit_reg.plots.style import GRID, INK, MUTED, PAPER, Axes, Figure, halo, measured, method_color, mix
+from implicit_reg.plots.style import GRID, INK, MUTED, PAPER, Axes, Figure, measured, method_color, mix
 
-NAMES = {"none": "plain SGD", "flooding": "flooding", "alternating": "alternating"}
+NAMES = {"none": "no flooding", "flooding": "flooding", "alternating": "alternating"}
 
 
 def draw(record: Record) -> Figure:
-    """One row for each data set: losses, accuracy, and the levels.
+    """One row for each data set and recipe: losses, accuracy, and the levels.
 
     Args:
       record: of the reproduction `flooding-digits`.
@@ -22,27 +22,24 @@ def draw(record: Record) -> Figure:
     widths = "-".join(str(width) for width in settings["widths"])
     note = (
         f"n = {settings['seeds']} seeds (split, noise, initialization, order); {settings['noise']:.0%} of the training "
-        f"and validation labels are wrong, test labels are right; ReLU layers {widths}, plain SGD, step size "
-        f"{settings['step_size']:g}, batches of {settings['batch_size']}. Curves are means; the flooded ones have the "
-        "level with the best mean score on noisy validation data. Alternating: descent 10 times the ascent, the same "
-        "net step. Right: 95 % intervals; ticks below: the level that each seed chose (blue) and the training loss "
-        "at which its validation loss of plain training begins to rise (dark), half their mean dashed"
+        f"and validation labels are wrong, test labels are right; ReLU layers {widths}; plain SGD with step size "
+        f"{settings['sgd_step']:g}, or Adam with {settings['adam_step']:g} and batch normalization; batches of "
+        f"{settings['batch_size']}. Curves are means; the flooded ones have the level with the best mean score on "
+        "noisy validation data. Alternating: descent 10 times the ascent, the same net step. Right: last epoch, 95 % "
+        "intervals; ticks: the level that each seed chose (blue) and the training loss at which its validation loss "
+        "begins to rise without a flood (dark); the line is their mean, dashed half of it"
     )
-    with page(
-        record,
-        height=2.45 * len(data) + 1.3,
-        title="Where the flood level lies on real data with noisy labels",
-        note=note,
-    ) as figure:
+    title = "Where the flood level lies on real data with noisy labels"
+    with page(record, height=2.3 * len(data) + 1.5, title=title, note=note) as figure:
         axes = figure.subplots(len(data), 3, squeeze=False, width_ratios=(1, 0.9, 1))
         for row, (name, found) in zip(axes, data.items(), strict=True):
             _losses(row[0], found)
             _accuracies(row[1], found)
             _levels(row[2], found)
             row[0].set_title(name, fontweight="bold")
-        for ax, title in zip(axes[0, 1:], ("clean test accuracy, %", "at the last epoch, %"), strict=True):
-            ax.set_title(title)
-        for ax, label in zip(axes[-1], ("epoch", "epoch", "flood level = training loss (nats)"), strict=True):
+        for ax, title in zip(axes[0, 1:], ("clean test accuracy, %", "by flood level, %"), strict=True):
+            ax.set_title(title, pad=14)
+        for ax, label in zip(axes[-1], ("epoch", "epoch", "level, training loss (nats)"), strict=True):
             ax.set_xlabel(label)
         for ax in axes[:, :2].flat:
             end_labels(ax, size=7)
@@ -56,10 +53,10 @@ def _color(method: str) -> str:
 def _losses(ax: Axes, found: Record) -> None:
     for method, curves in found["methods"].items():
         if method == "alternating":
-            continue  # its losses lie on those of plain SGD; its accuracy is in the next panel
-        color = _color(method)
-        ax.plot(found["epoch"], measured(curves["train"]), color=mix(color, 0.35), lw=1.2, label=f"training, {method}")
-        ax.plot(found["epoch"], measured(curves["test"]), color=color, lw=2.0, label=f"test, {method}")
+            continue  # its losses lie near those of plain steps; its accuracy is in the next panel
+        color, words = _color(method), NAMES[method]
+        ax.plot(found["epoch"], measured(curves["train"]), color=mix(color, 0.35), lw=1.2, label=f"training, {words}")
+        ax.plot(found["epoch"], measured(curves["test"]), color=color, lw=2.0, label=f"test, {words}")
     ax.axhspan(0, found["level"], color=method_color("flooding"), alpha=0.1, lw=0, zorder=0)
     ax.set(xlim=(0, found["epoch"][-1]), ylim=(0, None), ylabel="cross-entropy (nats)")
     ax.grid(True, axis="y", color=GRID, lw=0.6)
@@ -94,9 +91,6 @@ def _levels(ax: Axes, found: Record) -> None:
         )  # fmt: skip
     ax.axvline(mean, color=INK, lw=0.9, zorder=1)
     ax.axvline(mean / 2, color=INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
-    for x, words in ((mean, "validation loss rises"), (mean / 2, "half of that")):
-        ax.text(
-            x, 0.13, f" {words}", transform=ax.get_xaxis_transform(), rotation=90, fontsize=6.5, color=INK,
-            ha="right", va="bottom", path_effects=halo(),
-        )  # fmt: skip
+    for x, words in ((mean, "rises"), (mean / 2, "half")):
+        ax.text(x, 1.01, words, transform=ax.get_xaxis_transform(), fontsize=6.5, color=INK, ha="center", va="bottom")
     ax.grid(True, axis="y", color=GRID, lw=0.6)
