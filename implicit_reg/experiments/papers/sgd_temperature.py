@@ -195,7 +195,9 @@ REPRODUCTION = Reproduction(
     reported="The regularizer is proportional to h/B for small B; no numbers of a measurement are known here.",
     criteria=CRITERIA,
     scales={
-        "test": Settings(num_examples=32, width=4, batch_sizes=(1, 2, 4, 8), num_pairs=192, num_seeds=5),
+        "test": Settings(
+            num_examples=32, width=4, step_sizes=(1e-4, 1e-3), batch_sizes=(1, 2, 4), num_pairs=96, num_seeds=5
+        ),
         "fast": Settings(),
         "full": Settings(num_examples=512, width=32, step_sizes=(1e-5, 3e-5, 1e-4), batch_sizes=(1, 4, 16, 64)),
     },

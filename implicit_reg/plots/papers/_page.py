@@ -53,7 +53,7 @@ def page(
         figure.suptitle(plain("\n".join(lines)), x=0.01, ha="left", fontsize=10, fontweight="bold")
         figure.text(0.99, 1 - 0.06 / height, f"{sign} {words}", color=color, ha="right", va="top", fontweight="bold")
         caption = " ".join(f"{part.rstrip('.')}." for part in (note, f"Scale: {record['scale']}") if part)
-        wrapped = "\n".join(textwrap.wrap(caption, int(19 * width)))
+        wrapped = "\n".join(textwrap.wrap(caption, int(18 * width)))
         figure.supxlabel(plain(wrapped), fontsize=7, color=MUTED, ha="left", x=0.01)
         yield figure
 

@@ -22,11 +22,11 @@ def draw(record: Record) -> Figure:
     note = (
         f"Full batch, a loss of 3 parameters whose gradient keeps its signs, float64, Optax's Adam from its zero "
         f"state with bias correction, eps = 1e-8; {settings['num_starts']} random starts. Left: from the drift of "
-        f"‖g‖₁ against the flow without the correction, extrapolated to h = 0. Right: mean over the starts at h = "
-        f"{settings['usual']:g}; ‖g‖₁ is {curves['norm']:.2g} at first; lines: the flow with two terms, whose ages "
+        f"‖∇L‖₁ against the flow without the correction, extrapolated to h = 0. Right: mean over the starts at h = "
+        f"{settings['usual']:g}; ‖∇L‖₁ is {curves['norm']:.2g} at first; lines: the flow with two terms, whose ages "
         f"grow with the step"
     )
-    title = "Adam: b₂ < b₁ lowers the 1-norm of the gradient, the usual decays raise it"
+    title = "Adam: b₂ < b₁ lowers ‖∇L‖₁, the usual decays raise it"
     with page(record, height=3.9, title=title, note=note) as figure:
         left, right = figure.subplots(1, 2)
         _brackets(left, curves)
@@ -54,8 +54,8 @@ def _brackets(ax: Axes, curves: Record) -> None:
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     text = {"fontsize": 8, "fontweight": "bold", "path_effects": halo(), "transform": ax.transAxes, "linespacing": 1.4}
-    ax.text(0.97, 0.42, "b₂ < b₁\npenalizes ‖g‖₁", color=LESS, ha="right", **text)
-    ax.text(0.05, 0.66, "b₂ > b₁\nrewards ‖g‖₁", color=MORE, **text)
+    ax.text(0.97, 0.42, "b₂ < b₁\npenalizes ‖∇L‖₁", color=LESS, ha="right", **text)
+    ax.text(0.05, 0.66, "b₂ > b₁\nrewards ‖∇L‖₁", color=MORE, **text)
     ax.set(xlabel="(1 + b₁)/(1 - b₁) - (1 + b₂)/(1 - b₂)", ylabel="measured bracket")
     ax.set_title(f"{len(curves['formula'])} pairs of decays", fontsize=8.5)
 
@@ -69,5 +69,5 @@ def _drifts(ax: Axes, curves: Record) -> None:
         name = f"b₁ = {first:g}, b₂ = {second:g}" + "\n(the usual ones)" * (k == 0)
         ax.plot(steps, [0, *run["predicted"]], color=color, lw=1.5, label=name)
         ax.plot(steps[1::2], run["drift"][::2], ls="", marker="o", ms=4, color=color, mec=PAPER, mew=0.5)
-    ax.set(xlabel="step", ylabel="‖g‖₁ of Adam minus that of the flow", xlim=(0, None))
+    ax.set(xlabel="step", ylabel="‖∇L‖₁ of Adam minus that of the flow", xlim=(0, None))
     ax.set_title("at the usual step size", fontsize=8.5, color=INK)

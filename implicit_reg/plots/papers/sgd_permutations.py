@@ -20,8 +20,8 @@ POWERS = {2: "h²", 3: "h³", 4: "h⁴"}
 # Where the names stand, in points from their marks: among the points of a cloud no rule finds room for them.
 PLACES: Mapping[str, Mapping[str, tuple[Real, Real]]] = {
     "without replacement": {
-        "gradient flow": (-4, 12),
-        "GD-modified": (-14, -26),
+        "gradient flow": (-3, 11),
+        "GD-modified": (-10, 24),
         "SGD-modified": (-16, -38),
         "third order": (26, -26),
         "mean": (20, 24),
@@ -85,8 +85,8 @@ def _cloud(ax: Axes, cloud: Record, kind: str, color: str) -> None:
 
 def _inset(ax: Axes, cloud: Record, kind: str, color: str) -> Axes:
     """The middle of a cloud that is much wider than the distance of the predictions."""
-    half = 1.9
-    inset = ax.inset_axes((0.56, 0.56, 0.44, 0.44))
+    half = 2.3
+    inset = ax.inset_axes((0.5, 0.52, 0.5, 0.48))
     _cloud(inset, cloud, kind, color)
     inset.set(xlim=(-half, half), ylim=(-half, half), xlabel="", xticks=[], yticks=[], facecolor=PAPER)
     for spine in inset.spines.values():
