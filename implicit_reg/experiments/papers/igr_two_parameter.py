@@ -16,7 +16,7 @@ from jaxtyping import Array
 from implicit_reg.descent import optimizer_step, update_map
 from implicit_reg.experiments.reproduction import Criterion, Findings, Lab, Reproduction, Table
 from implicit_reg.flows.integration import integrate
-from implicit_reg.flows.modified import gradient_field, modified_vector_field
+from implicit_reg.flows.modified import modified_vector_field
 from implicit_reg.problems.named import STIFF_START
 
 TARGET = 0.6
@@ -25,6 +25,7 @@ RECALLED = (1e-3, 2.5e-2, 0.18)  # remembered as the paper's small, medium and l
 MEDIUM = 2.5e-2
 RESIDUAL = STIFF_START[0] * STIFF_START[1] - TARGET
 RECORDS = 200
+SHOWN = 2.0  # time in the picture
 ORDER_TOLERANCE = 0.1
 IDENTITY = 1e-12
 CONSERVED = 1e-8
@@ -116,15 +117,10 @@ def _beyond(settings: Settings) -> list[float]:
     return [float(h) for h in np.round(np.linspace(first, last, number), 6)]
 
 
-def _flows(h: Array, time: float) -> dict[str, Array]:
-    """Gradient flow, and the modified flow to second order, from (2.8, 3.5)."""
-    start = jnp.array(STIFF_START)
-    times = np.linspace(0.0, time, RECORDS + 1)
-    second = modified_vector_field(update_map(optax.sgd, loss), 2)
-    return {
-        "gradient": integrate(gradient_field(loss), start, times, h).params,
-        "modified": integrate(second, start, times, h).params,
-    }
+def _flow(h: Array, time: float) -> Array:
+    """The modified flow to second order from (2.8, 3.5); at h = 0 it is gradient flow."""
+    field = modified_vector_field(update_map(optax.sgd, loss), 2)
+    return integrate(field, jnp.array(STIFF_START), np.linspace(0.0, time, RECORDS + 1), h).params
 
 
 def _order(steps: tuple[float, ...], errors: list[float]) -> float:
@@ -157,8 +153,8 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     steps = sorted({*settings.step_sizes, *_beyond(settings), *settings.orders})
     flows = lab.sweep(
         "flows",
-        lambda key, h: _flows(h, settings.time),
-        {"h": steps},
+        lambda key, h: _flow(h, settings.time),
+        {"h": [0.0, *steps]},
         key=jax.random.key(0),
         width=16,
         identity={"time": settings.time},
@@ -171,8 +167,8 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     def sizes(steps: Sequence[float], **more: Any) -> list[float]:
         return [float(np.sum(run("end", h, **more) ** 2)) for h in steps]
 
-    gradient = flows["gradient"][0]
-    modified = dict(zip(steps, flows["modified"], strict=True))
+    gradient = flows["value"][0]
+    modified = dict(zip(steps, flows["value"][1:], strict=True))
     small, beyond = settings.step_sizes, _beyond(settings)
     flow_size = float(np.sum(gradient[-1] ** 2))
     ends = sizes(small)
@@ -231,25 +227,32 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     a, b = np.linspace(-0.55, 3.15, 75), np.linspace(-0.1, 3.75, 78)
     curves = {
         "grid": {"a": a, "b": b, "loss": 0.5 * (TARGET - np.outer(b, a)) ** 2},
-        "time": np.linspace(0.0, settings.time, RECORDS + 1),
         "gradient": gradient,
-        "paths": [{"h": h, "path": _trace(h), "invariant": _invariant(run("path", h))} for h in shown],
+        "paths": [_trace(h) for h in shown],
+        "minima": {"a": a[a > 0.1], "b": TARGET / a[a > 0.1]},
         "penalized": {"mu": strongest, "path": run("path", settings.euler, strongest)},
         "ends": {"h": [*small, *beyond], "size": [*ends, *ends_beyond]},
         "flow_ends": {"h": steps, "modified": [float(np.sum(x[-1] ** 2)) for x in modified.values()]},
         "gradient_size": flow_size,
+        "flattest": [math.sqrt(TARGET)] * 2,
+        "flattest_size": 2 * TARGET,
         "residual": RESIDUAL,
     }
     return Findings(numbers, tables, curves, _notes(numbers, diverged))
 
 
-def _trace(h: float, most: int = 400) -> np.ndarray:
-    """The first iterates one by one, for the picture: the records are too far apart where steps jump."""
-    x, path = np.array(STIFF_START), [np.array(STIFF_START)]
-    for _ in range(most):
+def _trace(h: float) -> dict[str, Any]:
+    """The iterates up to the time `SHOWN`, for the picture: the records are too far apart where steps jump."""
+    stride = max(1, round(0.01 / h))
+    x = np.array(STIFF_START)
+    path = [x]
+    for n in range(1, math.ceil(SHOWN / h) + 1):
         x = x - h * (x[0] * x[1] - TARGET) * x[::-1]
-        path.append(x)
-    return np.array(path)
+        if n % stride == 0:
+            path.append(x)
+    path = np.array(path)
+    time = h * stride * np.arange(len(path))
+    return {"h": h, "stride": stride, "path": path, "time": time, "invariant": _invariant(path) / _invariant(path[0])}
 
 
 def _notes(numbers: dict[str, float], diverged: list[float]) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ def draw(record: Record) -> Figure:
     runs = curves["runs"]
     note = (
         f"1-{settings['width']}-1 tanh network ({3 * settings['width']} parameters) on the Chebyshev polynomial of "
-        f"degree 5 at 20 points; seed {settings['seed']}, full batch, float64. Iterates and predicted losses are averaged "
-        f"over {curves['window']} steps; the flows start where the sharpness first is 2/h"
+        f"degree 5 at 20 points; seed {settings['seed']}, full batch, float64. Averages over {curves['window']} steps; "
+        "the flows start where the sharpness first is 2/h. The central flow's loss is its prediction of the average"
     )
     with page(record, 8.2, 6.2, title="The sharpness stops at 2/h, and so does the central flow", note=note) as figure:
         axes = figure.subplots(3, len(runs), sharex="col", squeeze=False, height_ratios=(1.35, 1, 1))
@@ -35,10 +35,26 @@ def draw(record: Record) -> Figure:
             loss.set_xlabel("step")
             loss.set_xlim(0, curves["every"] * len(run["sharpness"]))
             if column == 0:
+                _names(distance, loss)
                 sharp.set_ylabel("sharpness")
                 distance.set_ylabel("distance from the\naveraged iterates")
                 loss.set_ylabel("loss")
     return figure
+
+
+def _names(distance: Axes, loss: Axes) -> None:
+    """What the colors are, where nothing is drawn: before the edge."""
+    names = (
+        (distance, "gradient flow", GRADIENT),
+        (distance, "central flow", CENTRAL),
+        (loss, "descent, and its average", DESCENT),
+        (loss, "central flow, predicted average", CENTRAL),
+        (loss, "gradient flow", GRADIENT),
+    )
+    lines = {distance: 0, loss: 0}
+    for ax, name, color in names:
+        ax.text(0.03, 0.9 - 0.13 * lines[ax], name, color=color, fontsize=8, va="center", transform=ax.transAxes)
+        lines[ax] += 1
 
 
 def _steps(run: Record, curves: Record, values: list) -> list[int]:
@@ -70,7 +86,7 @@ def _sharpness(ax: Axes, run: Record, curves: Record) -> None:
         va="center",
         **text,
     )
-    ax.text(steps[-1], 1.13 * edge, "descent", color=DESCENT, ha="right", **text)
+    ax.text(steps[-1], 1.27 * edge, "descent", color=DESCENT, ha="right", **text)
     ax.text(steps[-1], 0.84 * edge, "central flow: 2/h", color=CENTRAL, ha="right", **text)
 
 
@@ -89,6 +105,6 @@ def _losses(ax: Axes, run: Record, curves: Record) -> None:
     for values, color, width in ((run["averaged"], DESCENT, 1.5), (run["central"]["predicted"], CENTRAL, 1.8)):
         half = curves["window"] // 2
         ax.plot([step + half for step in _steps(run, curves, values)], measured(values), color=color, lw=width)
-    gradient = run["gradient"]["predicted"]
+    gradient = run["gradient"]["loss"]
     ax.plot(_steps(run, curves, gradient), measured(gradient), color=GRADIENT, lw=1.5, ls=(0, (4, 2)))
     ax.set_yscale("log")

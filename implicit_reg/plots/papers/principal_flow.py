@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from implicit_reg.plots.papers._page import page
 from implicit_reg.plots.record import Record
-from implicit_reg.plots.style import FAINT, GRID, INK, MUTED, PAPER, Figure, halo, method_color, new_figure, style
+from implicit_reg.plots.style import GRID, INK, MUTED, PAPER, Axes, Figure, halo, method_color
 
 SHOWN = 20  # steps in the lower row; afterwards the lines only go on
 FLOOR = 1e-9
+PRINCIPAL, SECOND = method_color("principal-flow"), method_color("heavy-ball")
+LOOKS = {
+    "second_order": {"color": SECOND, "ls": (0, (4, 1.6)), "lw": 1.8},
+    "principal": {"color": PRINCIPAL, "lw": 1.8},
+    "iterates": {"color": INK, "ls": "", "marker": "o", "mec": PAPER, "mew": 0.5},
+}
 
 
 def draw(record: Record) -> Figure:
@@ -18,64 +25,42 @@ def draw(record: Record) -> Figure:
     Returns:
       A figure with a column per step size.
     """
-    principal, second = method_color("principal-flow"), method_color("heavy-ball")
     panels = record["curves"]["panels"]
-    with style():
-        figure = new_figure(7.6, 4.9)
-        axes = figure.subplots(2, len(panels), sharex="row", squeeze=False, height_ratios=(1.25, 1))
-        for column, (panel, (path, size)) in enumerate(zip(panels, axes.T, strict=True)):
-            fine = [k / panel["per_step"] for k in range(len(panel["principal"]))]
-            path.axhline(0, color=GRID, lw=0.8)
-            path.plot(fine, panel["second_order"], color=second, lw=1.8, ls=(0, (4, 1.6)))
-            path.plot(fine, panel["principal"], color=principal, lw=1.8)
-            path.plot(range(len(panel["iterates"])), panel["iterates"], "o", ms=5, color=INK, mec=PAPER, mew=0.6)
-            path.set_title(f"h = {panel['h']:g}", fontweight="bold", pad=14)
-            verdict = {True: "arrives in one step", False: "converges"}[panel["z"] == 1]
-            path.text(
-                0,
-                1.02,
-                f"h λ = {panel['z']:g}: descent {'diverges' if panel['z'] > 2 else verdict}",
-                transform=path.transAxes,
-                color=MUTED,
-                fontsize=7.5,
-            )
-            path.set_ylim(-0.66, 0.66)
-            path.set_xlabel("step")
-            for name, color, look in (
-                ("second_order", second, {"ls": (0, (4, 1.6)), "lw": 1.8}),
-                ("principal", principal, {"lw": 1.8}),
-                ("iterates", INK, {"ls": "", "marker": "o", "ms": 3.6, "mec": PAPER, "mew": 0.4}),
-            ):
-                values = [v if v is not None and v >= FLOOR else None for v in panel["size"][name]][: SHOWN + 1]
-                kept = [(n, v) for n, v in enumerate(values) if v is not None]
-                size.plot(*zip(*kept, strict=True), color=color, **look)
-            size.set_yscale("log")
-            size.set_ylim(FLOOR / 3, 4)
-            size.set_xlabel("step")
-            size.axhline(1e-9, color=GRID, lw=0.8)
-            if column:
-                for ax in (path, size):
-                    ax.tick_params(labelleft=False)
-        axes[0, 0].set_ylabel("position across the valley\n(real part)")
-        axes[1, 0].set_ylabel("its distance from the bottom")
-        last = axes[0, -1]
-        last.text(3.1, 0.05, "second-order flow", color=second, fontsize=8, path_effects=halo())
-        last.text(0.95, 0.46, "principal flow", color=principal, fontsize=8, ha="left", path_effects=halo())
-        last.annotate(
-            "gradient descent",
-            (4, panels[-1]["iterates"][4]),
-            (1.7, -0.6),
-            color=INK,
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.8},
-        )
-        figure.supxlabel(
-            f"x' diag(1, 0.01) x from (-0.35, -0.2); float64, no randomness; {record['scale']} scale. The principal "
-            "flow -h φ(hH)g, φ(z) = -log(1 - z)/z,\npasses through every iterate; the flow of L + (h/4)‖∇L‖² "
-            "contracts across the valley at every step size, also where descent diverges.",
-            fontsize=7,
-            color=MUTED,
-            ha="left",
-            x=0.01,
-        )
+    note = (
+        "L = x' diag(1, 0.01) x from (-0.35, -0.2): n = 2 parameters, float64, no randomness. Principal flow: "
+        "-h φ(hH)g with φ(z) = -log(1 - z)/z, its real part above, its modulus below. Second-order flow: of "
+        "L + (h/4)‖∇L‖². Where descent arrives at 0 nothing is left to draw below"
+    )
+    title = "Only the principal flow oscillates and diverges with descent"
+    with page(record, height=5.2, title=title, note=note) as figure:
+        axes = figure.subplots(2, len(panels), sharex="row", sharey="row", squeeze=False, height_ratios=(1.3, 1))
+        for panel, (path, size) in zip(panels, axes.T, strict=True):
+            _path(path, panel)
+            _size(size, panel)
+        axes[0, 0].set_ylabel("position across the valley")
+        axes[1, 0].set_ylabel("distance from the bottom")
+        text = {"fontsize": 8, "path_effects": halo()}
+        axes[0, 0].text(0.75, -0.24, "second-order flow", color=SECOND, **text)
+        axes[0, 1].text(1.25, 0.3, "principal flow", color=PRINCIPAL, **text)
+        axes[0, 1].text(1.0, -0.36, "descent", color=INK, ha="center", **text)
     return figure
+
+
+def _path(ax: Axes, panel: Record) -> None:
+    fate = "diverges" if panel["z"] > 2 else "arrives in one step" if panel["z"] == 1 else "converges"
+    fine = [k / panel["per_step"] for k in range(len(panel["principal"]))]
+    ax.axhline(0, color=GRID, lw=0.8)
+    ax.plot(fine, panel["second_order"], **LOOKS["second_order"])
+    ax.plot(fine, panel["principal"], **LOOKS["principal"])
+    ax.plot(range(len(panel["iterates"])), panel["iterates"], ms=5.5, **LOOKS["iterates"])
+    ax.set_title(f"h = {panel['h']:g}", fontweight="bold", pad=16)
+    ax.text(0, 1.03, f"hλ = {panel['z']:g}: descent {fate}", transform=ax.transAxes, color=MUTED, fontsize=7.5)
+    ax.set(ylim=(-0.66, 0.66), xlabel="step")
+
+
+def _size(ax: Axes, panel: Record) -> None:
+    for name, look in LOOKS.items():
+        values = panel["size"][name][: SHOWN + 1]
+        kept = [(n, value) for n, value in enumerate(values) if value is not None and value >= FLOOR]
+        ax.plot(*zip(*kept, strict=True), ms=3.8, **look)
+    ax.set(yscale="log", ylim=(FLOOR, 4), xlabel="step")
