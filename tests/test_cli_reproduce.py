@@ -164,7 +164,8 @@ def test_all_go_on_where_one_cannot(monkeypatch, tmp_path, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert list(results["failed"]) == ["two"]
     page = Page((folder / "report.html").read_text())
-    assert "1 of 2 reproduced" in page.text
+    assert "1 of 3 reproduced" in page.text
+    assert "Could not be run two: error: out of memory: too large" in page.text
     links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
     assert links == ["one/report.html", "three/report.html"]
     assert all((folder / link).is_file() for link in links)

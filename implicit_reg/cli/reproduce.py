@@ -179,7 +179,7 @@ class Reproduce(_common.Options):
                 console.print(f"{name:18} {_verdict(records[-1])}: {words}", soft_wrap=True)
         head = {"format": f"{FORMAT}.{ALL}", "version": VERSION, "scale": self.scale, "failed": failed}
         results = head | {"experiments": [short(record) for record in records]}
-        _common.write_atomic(folder / "report.html", report.reproductions_report(records))
+        _common.write_atomic(folder / "report.html", report.reproductions_report(records, failed))
         _common.write_atomic(folder / "table.md", report.reproductions_table(records))
         _common.write_atomic(folder / "results.json", _common.to_json(results))
         if self.json:

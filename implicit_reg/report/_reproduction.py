@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from implicit_reg.report import _pieces
@@ -57,18 +57,19 @@ def reproduction_report(record: Record, figures: Figures) -> str:
     return _pieces.document(f"implicit_reg reproduce {record['name']}: {record['verdict']}", parts)
 
 
-def reproductions_report(records: Sequence[Record]) -> str:
+def reproductions_report(records: Sequence[Record], failed: Mapping[str, str]) -> str:
     """The contents of a folder of many reproductions.
 
     Args:
       records: of each; the page of NAME is expected in the folder NAME beside this page.
+      failed: names of those that could not be run, with the reason.
 
     Returns:
       A whole HTML document that leads to the others.
 
     Example:
       >>> from implicit_reg.report import reproductions_report
-      >>> "0 of 0 reproduced" in reproductions_report([])
+      >>> "0 of 1 reproduced" in reproductions_report([], {"adam": "out of memory"})
       True
     """
     rows = []
@@ -88,13 +89,17 @@ def reproductions_report(records: Sequence[Record]) -> str:
     scales = ", ".join(sorted({record["scale"] for record in records}))
     head = (
         f'<div class="headline"><p class="kicker">implicit_reg reproduce all, scale {escape(scales)}</p>'
-        f"<h1>{count} of {len(records)} reproduced</h1></div>"
+        f"<h1>{count} of {len(records) + len(failed)} reproduced</h1></div>"
     )
     columns = ["Experiment", "Claim", "Verdict", "Criteria that hold", "Seconds"]
     table = _pieces.table(columns, rows, text_columns=3, wide=True)
-    return _pieces.document(
-        "implicit_reg reproduce all", [head, _pieces.section("Experiments", table, kind="findings")]
-    )
+    lines = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in failed.items())
+    parts = [
+        head,
+        _pieces.section("Experiments", table, kind="findings"),
+        _pieces.section("Could not be run", f"<ul>{lines}</ul>") if failed else "",
+    ]
+    return _pieces.document("implicit_reg reproduce all", parts)
 
 
 def reproductions_table(records: Sequence[Record]) -> str:
