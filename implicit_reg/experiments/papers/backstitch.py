@@ -17,7 +17,7 @@ from implicit_reg.experiments.papers._digits_mlp import accuracy, cross_entropy,
 from implicit_reg.experiments.papers._small_epochs import extrapolated
 from implicit_reg.experiments.papers._stitches import CROSSED, MEASURED, PLAIN, RECOMMENDED, Stitch, measured_strengths
 from implicit_reg.experiments.reproduction import Criterion, Findings, Lab, Reproduction, Table
-from implicit_reg.experiments.statistics import chosen, interval, paired
+from implicit_reg.experiments.statistics import chosen, holm, interval, paired
 from implicit_reg.experiments.steps import run_steps, shuffled_batches
 from implicit_reg.transforms import backstitch
 
@@ -184,6 +184,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
     numbers["share of chosen step sizes that are the largest tried"] = float(at_edge)
     changes = {name: [interval(np.expm1(row - values[0])) for row in values] for name, values in logs.items()}
     differences = [paired(found["test loss"], plain["test loss"]) for found in own]
+    adjusted = [None, *holm([found.p for found in differences[1:]]).tolist()]
     rows = []
     for k, s in enumerate(trained):
         rows.append(
@@ -196,6 +197,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
                 interval(own[k]["test loss"]).text(),
                 interval(own[k]["test accuracy"]).text(".4g"),
                 differences[k].text() if k else None,
+                adjusted[k],
             )
         )
     tables = (
@@ -216,6 +218,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
                 "test loss, equal gradients",
                 "test accuracy, equal gradients",
                 "test loss minus SGD's",
+                "p, by Holm",
             ),
             tuple(rows),
         ),
@@ -238,6 +241,9 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         "One small network on digits; speech recognition, where the method comes from, is not run here, and the "
         "published gains change epochs and regularization too.",
         f"Test accuracy at equal gradients, backstitch minus SGD: {gains['test accuracy'].text()}; no criterion.",
+        f"Backstitch has {len(settings.step_sizes) * (len(trained) - 1)} settings to choose from, SGD "
+        f"{len(settings.step_sizes)}; of the {len(trained) - 1} pairs (alpha, n) by themselves "
+        f"{sum(p <= 0.05 for p in adjusted[1:])} have another test loss than SGD at the 5 % level (Holm).",
         f"{100 * at_edge:.0f} % of the chosen step sizes are the largest that was tried.",
     )
     return Findings(numbers, tables, curves, notes)
@@ -276,7 +282,8 @@ CRITERIA = (
 REPRODUCTION = Reproduction(
     name="backstitch",
     claim="Backstitch is stochastic gradient descent with its implicit regularization multiplied by "
-    "1 + 2 alpha (1 + alpha)/n, which is why two different settings are recommended; it generalizes better.",
+    "1 + 2 alpha (1 + alpha)/n, which explains the two settings that are recommended; at an equal number of gradients "
+    "its test loss is lower.",
     source="[wang2017] the method and its gains; the strength was derived here",
     reported="About 10 % fewer word errors, relatively, on 100 to 300 hours of speech, with (alpha, n) = (0.3, 1) and "
     "(1, 4) recommended by its authors.",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from implicit_reg.plots.papers._page import page
 from implicit_reg.plots.record import Real, Record
-from implicit_reg.plots.style import FAINT, INK, MUTED, PAPER, Axes, Figure, halo, method_color, mix
+from implicit_reg.plots.style import FAINT, INK, MUTED, PAPER, Axes, Figure, halo, method_color, mix, spread
 
 COLOR = method_color("backstitch")
 LOSS = method_color("gd")
-# Where the names of points stand, in points from their marks.
-PLACES = {"α = 0.3, n = 1": (-10, 24), "α = 1, n = 4": (12, -16), "α = 0.3, n = 4": (14, -10), "SGD": (9, -8)}
+CROWDED = 2.5  # strengths below it are close to each other
 
 
 def draw(record: Record) -> Figure:
@@ -45,19 +44,20 @@ def _greek(name: str) -> str:
 def _strength(ax: Axes, curves: Record) -> None:
     top = max(curves["formula"]) * 1.12
     ax.plot([0.8, top], [0.8, top], color=FAINT, lw=1.2, zorder=1)
-    for name, x, y, usual in zip(
-        curves["names"], curves["formula"], curves["strength"], curves["recommended"], strict=True
-    ):
+    points = sorted(zip(curves["formula"], curves["strength"], curves["names"], curves["recommended"], strict=True))
+    # Most settings are weak ones: their names stand below the line, apart, and the others' above it.
+    places = spread([y for _, y, *_ in points if y < CROWDED], 0.4, low=0.5)
+    for k, (x, y, name, usual) in enumerate(points):
         ax.plot(x, y, "o", ms=9 if usual else 6, color=COLOR if usual else mix(COLOR, 0.5), mec=PAPER, mew=0.8)
-        text = _greek(name)
+        below = k < len(places)
         ax.annotate(
-            text, (x, y), PLACES.get(text, (-8, 6)), textcoords="offset points", fontsize=7.5, va="center",
-            ha="left" if PLACES.get(text, (-8, 6))[0] > 0 else "right", path_effects=halo(),
-            color=COLOR if usual else MUTED, fontweight="bold" if usual else "normal",
+            _greek(name), (x, y), (CROWDED + 0.35, places[k]) if below else (x - 0.25, y + 0.12), fontsize=7.5,
+            va="center", ha="left" if below else "right", color=COLOR if usual else MUTED, path_effects=halo(),
+            fontweight="bold" if usual else "normal",
+            arrowprops={"arrowstyle": "-", "color": mix(COLOR, 0.5), "lw": 0.7, "shrinkB": 4} if below else None,
         )  # fmt: skip
-    ax.text(top, 0.62, "bold: the two recommended settings", ha="right", fontsize=7, color=COLOR)
     ax.set(xlim=(0.3, top), ylim=(0.3, top), xlabel="1 + 2α(1 + α)/n", ylabel="measured strength κ")
-    ax.set_title("strength", fontsize=8.5)
+    ax.set_title("strength (bold: recommended)", fontsize=8.5)
 
 
 def _bars(ax: Axes, x: Real, found: list, color: str, marker: str) -> None:
