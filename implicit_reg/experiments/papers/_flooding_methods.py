@@ -17,7 +17,7 @@ from implicit_reg.experiments.reproduction import Lab
 from implicit_reg.experiments.steps import run_steps
 from implicit_reg.losses import adaptive_level, flooded, gradient_penalized, soft_flooded
 from implicit_reg.problems.synthetic import SYNTHETIC, NoisyDataset
-from implicit_reg.transforms import flooded_fraction, flooding
+from implicit_reg.transforms import flooding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scale:
       seeds: of data, initialization and noise.
       levels: of flooding, without 0.
       decays, smoothings, penalties, individual_levels, soft_levels, gammas: the grids of the other methods, without
-        "off", which is the first candidate of each.
+        "off", which is the first candidate of each, and the only one where a grid is empty.
       folds: the auxiliary losses of AdaFlood come from models trained on the other folds.
       auxiliary_epochs: of those models: few, so that they do not fit the noise.
       lanes: runs at a time.
@@ -189,11 +189,11 @@ def make_run(scale: Scale, arrays: Arrays, auxiliary: np.ndarray) -> Any:
                 return jnp.where(softness > 0, soft(params), hard(params))
 
         def observe(params, state):
+            del state
             z, rest = logits(params, x, jnp.concatenate([xv, xt]))
             zv, zt = rest[: scale.num_validation], rest[scale.num_validation :]
-            ascents = flooded_fraction(state) if family == "batch" else jnp.zeros(())
             return {
-                "train": {"loss": jnp.mean(cross_entropies(z, y)), "ascents": ascents},
+                "train": {"loss": jnp.mean(cross_entropies(z, y))},
                 "validation": {"loss": jnp.mean(cross_entropies(zv, yv)), "accuracy": accuracy(zv, yv)},
                 "test": {"loss": jnp.mean(cross_entropies(zt, yt)), "accuracy": accuracy(zt, clean)},
             }
