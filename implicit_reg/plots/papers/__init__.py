@@ -44,9 +44,9 @@ def paper_figure(record: Record) -> Figure:
       ValueError: the record is of no experiment that is known here.
 
     Example:
-      >>> from implicit_reg.experiments import reproduce
-      >>> len(paper_figure(reproduce("principal-flow", "test")).axes) > 1
-      True
+      >>> paper_figure({"name": "adum"})                           # docs/experiments.md draws one
+      Traceback (most recent call last):
+      ValueError: paper_figure: unknown experiment 'adum'. Did you mean 'adam'? Known: flooding-synthetic, ...
     """
     if record.get("name") not in FIGURES:
         raise _checks.unknown_name("paper_figure", "experiment", record.get("name"), FIGURES)
