@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from implicit_reg import _tree
-from implicit_reg._types import Data, Integer, Loss, Scalar
+from implicit_reg._types import Data, Integer, Loss, Params, Scalar
 from implicit_reg.curvature import filter_normalized, flatten
+from implicit_reg.experiments.statistics import interval
 from implicit_reg.problems.networks import Layers, tanh_forward
 
 NUM_FEATURES, NUM_CLASSES = 64, 10
@@ -135,7 +136,7 @@ def accuracy(params: Layers, x: Float[Array, "n features"], y: Int[Array, " n"])
 
 
 def noise_rises(
-    loss_fn: Loss, params: Layers, data: Data, scale: Scalar, key: jax.Array, num_samples: Integer
+    loss_fn: Loss, params: Params, data: Data, scale: Scalar, key: jax.Array, num_samples: Integer
 ) -> Float[Array, ""]:
     """The mean of `L(x + scale xi) - L(x)` over filter-normalized Gaussian xi, as `curvature.noise_robustness`.
 
@@ -185,3 +186,21 @@ def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(spearmanr(x, y).statistic)
+
+
+def bands(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Means over the seeds and their 95 % intervals, for a figure to draw.
+
+    Args:
+      values: the seeds on the last axis; those that are not finite are left out.
+
+    Returns:
+      "mean", "low" and "high", without that axis; NaN where fewer than two seeds are left.
+
+    Example:
+      >>> {name: x.round(2).tolist() for name, x in bands(np.array([[1.0, 2.0, 3.0], [np.nan, np.nan, 1.0]])).items()}
+      {'mean': [2.0, nan], 'low': [-0.48, nan], 'high': [4.48, nan]}
+    """
+    rows = [row[np.isfinite(row)] for row in np.reshape(values, (-1, values.shape[-1]))]
+    found = np.array([interval(row)[:3] if row.size >= 2 else (np.nan,) * 3 for row in rows])
+    return {name: found[:, k].reshape(values.shape[:-1]) for k, name in enumerate(("mean", "low", "high"))}

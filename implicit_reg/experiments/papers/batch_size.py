@@ -278,8 +278,8 @@ def measure(settings: Settings, lab: Lab) -> Findings:
             settings.step * settings.num_steps * k / settings.num_records for k in range(settings.num_records + 1)
         ],
         "num_seeds": int(kept.sum()),
-        "batches": by_size,
-        "penalized": by_strength,
+        "batches": {q: digits.bands(np.moveaxis(values, 1, -1)) for q, values in by_size.items()},
+        "penalized": {q: digits.bands(np.moveaxis(values, 1, -1)) for q, values in by_strength.items()},
     }
     return Findings(numbers, tables, curves, _notes(settings, int((~kept).sum())))
 

@@ -206,7 +206,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         "orders": list(STAGES),
         "step": list(np.linspace(0, settings.num_steps, settings.num_records + 1)),
         "num_seeds": int(kept.sum()),
-        "paths": paths,
+        "paths": {name: digits.bands(np.moveaxis(values, 1, -1)) for name, values in paths.items()},
     }
     return Findings(numbers, tables, curves, _notes(settings, means, half, int((~kept).sum())))
 

@@ -149,13 +149,13 @@ def _num_parameters(width: int, num_hidden: int) -> int:
 
 
 def _curves(result: SweepResult) -> dict[str, Any]:
-    """What is drawn: at equal training loss, per width, step and seed; None where the level was missed."""
+    """What is drawn: means and intervals at equal training loss, per width and step, over the seeds that reached it."""
     kept = result.grid("found")[..., 0]
     return {
         "widths": list(result.axes["width"]),
         "steps": list(result.axes["step"]),
         **{
-            quantity: np.where(kept, result.grid(quantity)[..., 0].astype(float), np.nan)
+            quantity: digits.bands(np.where(kept, result.grid(quantity)[..., 0].astype(float), np.nan))
             for quantity in (*CLAIMED, "sharpness")
         },
     }
