@@ -35,15 +35,15 @@ def draw(record: Record) -> Figure:
             loss.set_xlabel("step")
             loss.set_xlim(0, curves["every"] * len(run["sharpness"]))
             if column == 0:
-                _names(distance, loss)
+                _names(distance, loss, run["reached"] > 0.4 * settings["num_steps"])
                 sharp.set_ylabel("sharpness")
                 distance.set_ylabel("distance from the\naveraged iterates")
                 loss.set_ylabel("loss")
     return figure
 
 
-def _names(distance: Axes, loss: Axes) -> None:
-    """What the colors are, where nothing is drawn: before the edge."""
+def _names(distance: Axes, loss: Axes, left: bool) -> None:
+    """What the colors are, at the side where less is drawn."""
     names = (
         (distance, "gradient flow", GRADIENT),
         (distance, "central flow", CENTRAL),
@@ -53,7 +53,8 @@ def _names(distance: Axes, loss: Axes) -> None:
     )
     lines = {distance: 0, loss: 0}
     for ax, name, color in names:
-        ax.text(0.03, 0.9 - 0.13 * lines[ax], name, color=color, fontsize=8, va="center", transform=ax.transAxes)
+        place = {"x": 0.03, "ha": "left"} if left else {"x": 0.98, "ha": "right"}
+        ax.text(y=0.9 - 0.13 * lines[ax], s=name, color=color, fontsize=8, va="center", transform=ax.transAxes, **place)
         lines[ax] += 1
 
 
