@@ -150,7 +150,7 @@ def extrapolated(step_sizes: Sequence[float], values: Any) -> np.ndarray:
       The limit, up to O(h^2).
 
     Example:
-      >>> float(extrapolated([0.2, 0.1], [3.4, 3.2]))
+      >>> round(float(extrapolated([0.2, 0.1], [3.4, 3.2])), 6)
       3.0
     """
     a, b = step_sizes[-2:]

@@ -24,7 +24,13 @@ from implicit_reg.transforms import backstitch
 
 
 class Stitch(NamedTuple):
-    """How backstitch is used: `alpha` 0 is plain stochastic gradient descent."""
+    """How backstitch is used: `alpha` 0 is plain stochastic gradient descent.
+
+    Example:
+      >>> recommended = Stitch(1.0, 4)
+      >>> recommended.name, recommended.strength, recommended.num_steps(1000)
+      ('alpha = 1, n = 4', 2.0, 800)
+    """
 
     alpha: float
     interval: int

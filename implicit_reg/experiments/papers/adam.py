@@ -41,8 +41,8 @@ def bracket(first: float, second: float) -> float:
       The bracket.
 
     Example:
-      >>> bracket(0.9, 0.5), round(bracket(0.9, 0.999))
-      (16.0, -1980)
+      >>> round(bracket(0.9, 0.5)), round(bracket(0.9, 0.999))
+      (16, -1980)
     """
     return (1 + first) / (1 - first) - (1 + second) / (1 - second)
 
