@@ -48,10 +48,9 @@ def test_the_bits_stay_on_this_machine(small, tmp_path, capsys):
 
 
 def test_a_last_bit_on_two_devices_is_seen(small, monkeypatch, capsys):
-    measure = doctor.measure
 
     def off_by_one_bit(rows, width, mesh=None):
-        curves = measure(rows, width) if mesh is None else measure(rows, width).copy()
+        curves = np.array([[row["h"] * k + row["seed"] for k in range(8)] for row in rows], np.float32)
         if mesh is not None and mesh.size == 2:
             curves[3, 5] = np.nextafter(curves[3, 5], np.float32(np.inf))
         return curves

@@ -304,7 +304,7 @@ def test_a_training_is_swept_as_one_program(tmp_path, capsys, monkeypatch):
         split_seed=4,
     )  # fmt: skip
     run_alone = Run(settings)
-    state = run_alone.program.init(jax.random.fold_in(jax.random.key(0), 1), run_alone.knobs)
+    state = jax.jit(run_alone.program.init)(jax.random.fold_in(jax.random.key(0), 1), run_alone.knobs)
     losses = []
     for _ in range(2):
         state, _ = run_alone.step_epoch(state)
