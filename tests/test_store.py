@@ -238,6 +238,16 @@ def test_hostile_files_end_in_one_error(data):
         chunks.decode(data)
 
 
+def test_no_array_is_made_before_its_claim_is_judged(monkeypatch):
+    def refuse(*arguments, **more):
+        raise AssertionError("an array was made")
+
+    monkeypatch.setattr(np, "load", refuse)
+    for array in (HUGE, ("a0.npy", npy(np.array([{"a": 1}], object))), ("a0.npy", npy(np.array(["x"])))):
+        with pytest.raises(CorruptResultError, match=r"a0\.npy is not what it claims to be"):
+            chunks.decode(zipped([header(), array]))
+
+
 def test_the_hostile_files_differ_from_ours_by_their_malice():
     assert chunks.decode(zipped([header(), X])).outputs["x"].tolist() == [1.0]
 
