@@ -150,9 +150,9 @@ def extrapolated(step_sizes: Sequence[float], values: Any) -> np.ndarray:
       The limit, up to O(h^2).
 
     Example:
-      >>> round(float(extrapolated([0.2, 0.1], [3.4, 3.2])), 6)
-      3.0
+      >>> extrapolated([0.2, 0.1], [[3.4], [3.2]]).round(6).tolist()
+      [3.0]
     """
     a, b = step_sizes[-2:]
     values = np.asarray(values, float)
-    return (a * values[-1] - b * values[-2]) / (a - b)
+    return np.asarray((a * values[-1] - b * values[-2]) / (a - b))
