@@ -10,7 +10,6 @@ import pytest
 
 from implicit_reg.experiments import reproduce
 from implicit_reg.experiments.papers import (
-    _fixed_steps,
     edge_of_stability,
     flooding_slow_flow,
     igr_two_parameter,
@@ -69,14 +68,6 @@ def test_the_full_scale_asks_for_more(name):
     scales = MODULES[name].REPRODUCTION.scales
     assert type(scales["full"]) is type(scales["fast"])
     assert scales["full"] != scales["fast"] != scales["test"]
-
-
-def test_runge_kutta_is_of_order_four():
-    exact = math.exp(-1.0)
-    errors = [
-        abs(float(_fixed_steps.runge_kutta(lambda x: -x, jnp.array(1.0), 1.0, 1, n)[-1]) - exact) for n in (16, 32)
-    ]
-    assert abs(math.log2(errors[0] / errors[1]) - 4) < 0.15
 
 
 # --- The principal flow.

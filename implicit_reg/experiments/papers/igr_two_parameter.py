@@ -313,8 +313,8 @@ REPRODUCTION = Reproduction(
     claim="Larger steps, like an explicit gradient penalty, lead a two-parameter model to flatter minima than gradient "
     "flow, as long as the first step does not overshoot.",
     source="[barrett2021], the two-parameter model of the first figures",
-    reported="Pictures of paths without numbers; the starts are (2.8, 3.5) and (75, 74.925), the step sizes and "
-    "penalties are not known here.",
+    reported="Its figures show paths from (2.8, 3.5) and (75, 74.925); step sizes, penalties and numbers are not known "
+    "here.",
     criteria=CRITERIA,
     scales={
         "test": Settings(

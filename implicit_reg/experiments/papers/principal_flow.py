@@ -224,7 +224,8 @@ REPRODUCTION = Reproduction(
     claim="On a quadratic the principal flow is gradient descent, oscillation and divergence included; the "
     "second-order modified flow stays stable where descent diverges.",
     source="[rosca2023], the quadratic of its figures and published code",
-    reported="Pictures without numbers: the principal flow lies on the iterates at h = 0.5, 0.9 and 1.05.",
+    reported="Its figures show the principal flow on the iterates at h = 0.5, 0.9 and 1.05; numbers are not known "
+    "here.",
     criteria=CRITERIA,
     scales={
         "test": Settings(num_steps=(30, 20, 5)),

@@ -27,9 +27,9 @@ def draw(record: Record) -> Figure:
     """
     panels = record["curves"]["panels"]
     note = (
-        "L = x' diag(1, 0.01) x from (-0.35, -0.2): n = 2 parameters, float64, no randomness. Principal flow: "
-        "-h φ(hH)g with φ(z) = -log(1 - z)/z, its real part above, its modulus below. Second-order flow: of "
-        "L + (h/4)‖∇L‖². Where descent arrives at 0 nothing is left to draw below"
+        "L = x' diag(1, 0.01) x, n = 2 parameters, float64, no randomness. Principal flow: -h φ(hH)g, "
+        "φ(z) = -log(1-z)/z, its real part above and modulus below; second-order flow: of L + (h/4)‖∇L‖². At h = 0.5 "
+        "descent is at 0 after one step"
     )
     title = "Only the principal flow oscillates and diverges with descent"
     with page(record, height=5.2, title=title, note=note) as figure:
