@@ -168,7 +168,7 @@ def noise_rises(
     return jnp.mean(jax.lax.map(moved, jnp.arange(int(num_samples)))) - loss_fn(params, *data)
 
 
-def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+def spearman(x: Sequence[float | int] | np.ndarray, y: Sequence[float | int] | np.ndarray) -> float:
     """Spearman's rank correlation of two vectors.
 
     Args:

@@ -278,6 +278,10 @@ def measure(settings: Settings, lab: Lab) -> Findings:
             settings.step * settings.num_steps * k / settings.num_records for k in range(settings.num_records + 1)
         ],
         "num_seeds": int(kept.sum()),
+        "against_full": {
+            name: {q: digits.bands(values[q][..., -1] - by_size[q][-1, :, -1]) for q in WORDS}
+            for name, values in (("batches", by_size), ("penalized", by_strength))
+        },
         "batches": {q: digits.bands(np.moveaxis(values, 1, -1)) for q, values in by_size.items()},
         "penalized": {q: digits.bands(np.moveaxis(values, 1, -1)) for q, values in by_strength.items()},
     }

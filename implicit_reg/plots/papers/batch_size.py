@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from implicit_reg.plots.papers._page import end_labels, page
 from implicit_reg.plots.record import Record
-from implicit_reg.plots.style import GRID, INK, MUTED, PAPER, Axes, Figure, halo, measured, method_color, mix
+from implicit_reg.plots.style import FAINT, GRID, INK, MUTED, PAPER, Axes, Figure, halo, measured, method_color, mix
 
 PANELS = {
-    "variance": "variance of minibatch gradients",
+    "variance": "gradient variance",
     "sharpness": "sharpness",
     "test_loss": "test cross-entropy",
     "test_accuracy": "test accuracy",
@@ -28,18 +28,20 @@ def draw(record: Record) -> Figure:
     time = settings["step"] * settings["num_steps"]
     note = (
         f"Digits, {curves['batch_sizes'][-1]} training examples, {curves['num_seeds']} seeds, each with a split of its "
-        f"own; h = {settings['step']:g}, flow time {time:g}; means with 95 % intervals over the seeds. Green: the full "
-        f"batch with strength times (h/4) mean‖∇C_k‖² over batches of {curves['batch_sizes'][0]}. Wall time is of one "
-        f"network on the machine of this record and enters no criterion"
+        f"own; h = {settings['step']:g}, flow time {time:g}; differences paired by seed, means with 95 % intervals. "
+        f"Green: the full batch with 1, ... times (h/4) mean‖∇C_k‖² over batches of {curves['batch_sizes'][0]}. Wall "
+        f"time is of one network on the machine of this record and enters no criterion"
     )
-    with page(record, height=5.4, title="Batch size at equal flow time, and a penalty in its place", note=note) as figure:
+    with page(record, height=5.4, title="Batch sizes at equal flow time, and a penalty instead", note=note) as figure:
         axes = figure.subplots(2, 3).ravel()
         for ax, (quantity, words) in zip(axes[:4], PANELS.items(), strict=True):
             _ends(ax, curves, quantity)
             ax.set_title(words)
-        _on_the_way(axes[4], curves)
-        _seconds(axes[5], curves)
-        end_labels(axes[4], size=7)
+        for ax in (axes[0], axes[3]):
+            ax.set_ylabel("minus the full batch's")
+        _seconds(axes[4], curves)
+        _on_the_way(axes[5], curves)
+        end_labels(axes[5], size=7)
     return figure
 
 
@@ -52,21 +54,22 @@ def _log_sizes(ax: Axes, sizes: list[int]) -> None:
 
 
 def _ends(ax: Axes, curves: Record, quantity: str) -> None:
-    sizes = curves["batch_sizes"]
-    mean, low, high = ([row[-1] for row in curves["batches"][quantity][part]] for part in ("mean", "low", "high"))
-    ax.plot(sizes, measured(mean), color=SGD, lw=1.7, marker="o", ms=4, mec=PAPER, mew=0.5, zorder=3)
-    ax.vlines(sizes, measured(low), measured(high), color=SGD, lw=0.9, alpha=0.6, zorder=2)
+    sizes, against = curves["batch_sizes"], curves["against_full"]
+    mean, low, high = (measured(against["batches"][quantity][part]) for part in ("mean", "low", "high"))
+    ax.axhline(0, color=FAINT, lw=0.8, zorder=1)
+    ax.plot(sizes, mean, color=SGD, lw=1.7, marker="o", ms=4, mec=PAPER, mew=0.5, zorder=3)
+    ax.vlines(sizes, low, high, color=SGD, lw=0.9, alpha=0.7, zorder=2)
     _log_sizes(ax, sizes)
     for k, strength in enumerate(curves["strengths"]):
-        mean, low, high = (measured(curves["penalized"][quantity][part][k])[-1] for part in ("mean", "low", "high"))
-        color, x = mix(PENALTY, 0.35 * k / len(curves["strengths"])), sizes[-1] * 1.25 ** (k + 1)
+        mean, low, high = (measured(against["penalized"][quantity][part])[k] for part in ("mean", "low", "high"))
+        color, x = mix(PENALTY, 0.35 * k / len(curves["strengths"])), sizes[-1] * 2 ** (k + 1)
         ax.vlines([x], low, high, color=color, lw=0.9, alpha=0.7, zorder=2)
         ax.plot([x], [mean], ls="", marker="D", ms=4.5, color=color, mec=PAPER, mew=0.5, zorder=4)
         ax.annotate(
             f"{strength:g}×", (x, mean), (5, 0), textcoords="offset points", va="center", fontsize=7, color=color,
             path_effects=halo(), annotation_clip=False,
         )  # fmt: skip
-    ax.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25 ** (len(curves["strengths"]) + 2))
+    ax.set_xlim(sizes[0] / 1.25, sizes[-1] * 2 ** (len(curves["strengths"]) + 1))
 
 
 def _on_the_way(ax: Axes, curves: Record) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from implicit_reg.plots.papers._page import end_labels, page
 from implicit_reg.plots.record import Record, is_number
-from implicit_reg.plots.style import GRID, MUTED, VERDICTS, Axes, Figure, halo, measured, method_color, mix
+from implicit_reg.plots.style import FAINT, GRID, MUTED, VERDICTS, Axes, Figure, halo, measured, method_color, mix
 
 # Family -> method of its color, words, line style.
 FAMILIES = {"minibatch": ("sgd-shuffled", "minibatches", "-"), "full-batch": ("gd", "full batch", (0, (4, 2)))}
@@ -30,13 +30,11 @@ def draw(record: Record) -> Figure:
     curves, settings = record["curves"], record["settings"]
     note = (
         f"Digits, {settings['num_train']} training examples, {settings['num_hidden'] + 1} linear layers, "
-        f"{curves['num_seeds']} seeds, each with a split of its own; means with 95 % intervals, not paired, at the "
-        f"first moment with E ≤ {curves['level']:g}. ρ: rank correlation with the step size, paired (minibatches), "
-        f"✓ as claimed and ✗ not. Noise: {100 * curves['noise']:g} % of each filter's norm"
+        f"{curves['num_seeds']} seeds, each with a split of its own; change against the smallest step at the "
+        f"first moment with E ≤ {curves['level']:g}, paired by seed, mean and 95 % interval. ρ: rank correlation with "
+        f"the step size (minibatches), ✓ as claimed and ✗ not. Noise: {100 * curves['noise']:g} % of each filter's norm"
     )
-    with page(
-        record, height=5.2, title="Larger steps: more robust, better on test data, not less steep", note=note
-    ) as f:
+    with page(record, height=5.2, title="What a larger step does, at equal training loss", note=note) as f:
         axes = f.subplots(2, 3)
         for ax, (quantity, words) in zip(axes.ravel(), PANELS.items(), strict=True):
             for family in FAMILIES:
@@ -55,7 +53,9 @@ def _lines(ax: Axes, family: Record, name: str, quantity: str) -> None:
     steps = [family["steps"][k] for k in order]
     for w, width in enumerate(widths):
         color = mix(method_color(method), 0.5 * (1 - (w + 1) / len(widths)))
-        mean, low, high = ([measured(family[quantity][part][w])[k] for k in order] for part in ("mean", "low", "high"))
+        mean, low, high = (
+            [measured(family["change"][quantity][part][w])[k] for k in order] for part in ("mean", "low", "high")
+        )
         ax.plot(steps, mean, color=color, ls=style, lw=1.6, marker="o", ms=3, label=f"{words}, {width}", zorder=3)
         ax.vlines(steps, low, high, color=color, lw=0.9, alpha=0.6, zorder=2)
 
@@ -70,8 +70,8 @@ def _dress(ax: Axes, record: Record, quantity: str, words: str) -> None:
     ax.set_title(words)
     ax.grid(True, axis="y", color=GRID, lw=0.6)
     ax.margins(y=0.2)
-    if quantity == "ratio":
-        ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    ax.axhline(0, color=FAINT, lw=0.8, zorder=1)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0")
     text, color = "not judged", MUTED
     if is_number(rho):
         held = record["parts"][_JUDGED.index(quantity)]["holds"]
