@@ -28,7 +28,6 @@ THIRD_PARTIES = {  # beyond the standard library and EVERYWHERE
     "flows": {"diffrax"},
     "training": {"flax", "sklearn", "orbax", "tqdm", "scipy"},
     "experiments": {"flax", "sklearn", "scipy"},
-    "experiments": {"flax", "sklearn", "scipy"},
     "compare": {"scipy"},
     "predictions": {"scipy"},
     "plots": {"matplotlib"},

@@ -85,8 +85,6 @@ def two_gaussians(
         y = np.repeat(np.array([0, 1], np.int32), n // 2)
         return rng.standard_normal((n, DIMENSION)) + float(distance) * y[:, None], y
 
-    from scipy.stats import norm
-
     # Along the line of the means the log odds are N(+-m^2/2, m^2), m the distance of the means: one dimension is left.
     m = math.sqrt(DIMENSION) * float(distance)
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
@@ -95,7 +93,7 @@ def two_gaussians(
     surprise = -(1 - noise) * np.log(noisy) - (noise * np.log1p(-noisy) if noise else 0.0)
     cross_entropy = float(weights @ surprise / weights.sum())
     sizes = _sizes("two_gaussians", num_train, num_validation, num_test, even=True)
-    return _assemble("two-gaussians", draw, seed, noise, sizes, dtype, float(norm.cdf(-m / 2)), cross_entropy)
+    return _assemble("two-gaussians", draw, seed, noise, sizes, dtype, 0.5 * math.erfc(m / math.sqrt(8)), cross_entropy)
 
 
 def sinusoid(
