@@ -111,9 +111,9 @@ def test_interrupted_and_meanwhile_asked_for_by_another_process(tmp_path, refere
 
 def test_terminated_in_process(tmp_path, reference, monkeypatch, capsys):
     """The first SIGTERM lets the chunk in hand finish; afterwards the old handlers are back."""
-    from implicit_reg.experiments import sweeping
+    from implicit_reg.experiments.store import Store
 
-    write = sweeping.Store.write
+    write = Store.write
 
     def and_signal(self, first_block, *arguments, **more):
         if first_block == 2:
@@ -122,7 +122,7 @@ def test_terminated_in_process(tmp_path, reference, monkeypatch, capsys):
         write(self, first_block, *arguments, **more)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sweeping.Store, "write", and_signal)
+    monkeypatch.setattr(Store, "write", and_signal)
     assert sweep(*GRID, "--out", tmp_path) == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert sorted(chunk_bytes(tmp_path)) == [f"chunk-00000{k}.irs" for k in range(3)]
