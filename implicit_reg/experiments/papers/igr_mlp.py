@@ -109,7 +109,7 @@ def measure(settings: Settings, lab: Lab) -> Findings:
                 for (q, x), p in zip(found.items(), adjusted, strict=True)
             ]
             if j == 0:
-                numbers[f"{name}/cells_lost"] = lost
+                numbers[f"{name}/cells_lost"] = float(lost)
                 for (q, x), p in zip(found.items(), adjusted, strict=True):
                     numbers |= {f"{name}/{q}": x.mean, f"{name}/{q}/p": float(p)}
                     numbers |= {f"{name}/{q}/low": x.low, f"{name}/{q}/high": x.high}
@@ -138,9 +138,9 @@ def measure(settings: Settings, lab: Lab) -> Findings:
         "Digits and not MNIST, which is not bundled; tanh, for which the modified loss is smooth.",
         "R_IG carries 1/m (m parameters), so that it falls with the width whatever the training does: the verdict is "
         "on correlations with the step size within each width.",
-        f"The slope is that of the iterate, with what the noise of its minibatches adds: it rises with the step size "
-        f"(rank correlation {numbers['minibatch/slope']:.2f}) where with the full batch, without that noise, the "
-        f"correlation is {numbers['full-batch/slope']:.2f}.",
+        f"The slope is that of the iterate, with what the noise of its minibatches adds: its rank correlation with the "
+        f"step size is {numbers['minibatch/slope']:.2f}, and {numbers['full-batch/slope']:.2f} with the full batch, "
+        f"which has no such noise.",
         "The paper measures at the best test accuracy; that rule chooses on test data, and is a row of the table only.",
     ]
     return Findings(numbers, tuple(tables), curves, tuple(notes))

@@ -26,11 +26,12 @@ def draw(record: Record) -> Figure:
     """
     curves, settings = record["curves"], record["settings"]
     time = settings["step"] * settings["num_steps"]
+    strengths = " or ".join(f"{strength:g}×" for strength in curves["strengths"])
     note = (
         f"Digits, {curves['batch_sizes'][-1]} training examples, {curves['num_seeds']} seeds, each with a split of its "
         f"own; h = {settings['step']:g}, flow time {time:g}; differences paired by seed, means with 95 % intervals. "
-        f"Green: the full batch with 1, ... times (h/4) mean‖∇C_k‖² over batches of {curves['batch_sizes'][0]}. Wall "
-        f"time is of one network on the machine of this record and enters no criterion"
+        f"Green: the full batch with the penalty {strengths} (h/4) mean‖∇C_k‖² over batches of "
+        f"{curves['batch_sizes'][0]}. Wall time is of one network on the machine of this record and enters no criterion"
     )
     with page(record, height=5.4, title="Batch sizes at equal flow time, and a penalty instead", note=note) as figure:
         axes = figure.subplots(2, 3).ravel()
@@ -94,11 +95,9 @@ def _seconds(ax: Axes, curves: Record) -> None:
     ax.plot(sizes, milliseconds, color=MUTED, lw=1.6, marker="o", ms=4, mec=PAPER, mew=0.5)
     _log_sizes(ax, sizes)
     ax.set_yscale("log")
-    ax.margins(y=0.25)
+    ax.margins(x=0.12, y=0.25)
     ax.set_yticks([])
     ax.minorticks_off()
     for size, value in zip(sizes, milliseconds, strict=True):
-        ax.annotate(
-            f"{value:.2g}", (size, value), (0, 6), textcoords="offset points", ha="center", fontsize=7, color=INK
-        )
+        ax.annotate(f"{value:.2g}", (size, value), (3, 5), textcoords="offset points", ha="left", fontsize=7, color=INK)
     ax.set_title("milliseconds an epoch")
