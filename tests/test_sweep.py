@@ -248,7 +248,6 @@ def test_keys_and_integers_and_callables_pass():
         ([{"h": 1.0}, {"g": 1.0}], ValueError, "the same names"),
         (3, TypeError, "`axes` must be a dictionary"),
     ],
-    ids=str,
 )
 def test_bad_axes(axes, error, words):
     with pytest.raises(error, match=words):
@@ -268,7 +267,6 @@ def test_bad_axes(axes, error, words):
         ({"fn": lambda key, h: {}}, ValueError, "at least one array"),
         ({"fn": lambda key, h: {"a": {"b": h}, "a/b": h}}, ValueError, "two leaves"),
     ],
-    ids=str,
 )
 def test_bad_arguments(change, error, words):
     with pytest.raises(error, match=words):

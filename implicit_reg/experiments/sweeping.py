@@ -6,11 +6,10 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,12 +17,11 @@ from implicit_reg import _checks
 from implicit_reg._types import Axes, Integer, Key, SweptFunction
 from implicit_reg.experiments.axes import Runs, describe, make_runs
 from implicit_reg.experiments.identity import configuration
+from implicit_reg.experiments.kept import Kept
 from implicit_reg.experiments.lanes import Lanes
 from implicit_reg.experiments.machine import machine
-from implicit_reg.experiments.results import SEPARATOR, SweepResult
+from implicit_reg.experiments.results import SweepResult
 from implicit_reg.experiments.store import Store, load
-
-FIRST_BAD_STEP = "first_bad_step"
 
 
 class Progress(NamedTuple):
@@ -137,7 +135,7 @@ def sweep(
     config = configuration(fn, runs, key, int(width), identity)
     with contextlib.ExitStack() as stack:
         store = _open(stack, folder, config, environment, resume, allow_mixed)
-        kept = _Kept(runs, shapes, store)
+        kept = Kept(runs, shapes, store)
         pending = [block for block in range(len(blocks)) if not kept.has(blocks[block].rows)]
         calls = programs[0].num_blocks
         size = calls if chunk is None else max(calls, int(chunk) // int(width))
@@ -288,80 +286,3 @@ def _any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-def _diverged(leaves: Mapping[str, np.ndarray], num_rows: int) -> np.ndarray:
-    named = [leaf for path, leaf in leaves.items() if path.split(SEPARATOR)[-1] == FIRST_BAD_STEP]
-    found = np.zeros(num_rows, bool)
-    for leaf in named:
-        found |= (leaf.reshape(num_rows, -1) >= 0).any(1)
-    if named:
-        return found
-    for leaf in leaves.values():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            found |= ~np.isfinite(leaf.astype(complex) if leaf.dtype.kind == "c" else leaf.astype(float)).reshape(
-                num_rows, -1
-            ).all(1)
-    return found
-
-
-class _Kept:
-    """The results so far: in memory, and in the store where there is one."""
-
-    def __init__(self, runs: Runs, shapes: Mapping[str, jax.ShapeDtypeStruct], store: Store | None):
-        self._runs, self._store, self._seconds = runs, store, 0.0
-        self._leaves = {path: np.zeros((len(runs), *s.shape), s.dtype) for path, s in shapes.items()}
-        self._bad = np.zeros(len(runs), bool)
-        self._have = np.zeros(len(runs), bool)
-        if store is not None:
-            store.rows_done()  # keeps damaged files aside
-            rows, status, leaves, self._seconds = store.read()
-            self._fill(list(rows), leaves, np.asarray(status) == "diverged")
-        self._share()
-
-    def _fill(self, rows: list[int], leaves: Mapping[str, np.ndarray], bad: np.ndarray) -> None:
-        if rows:
-            for path, leaf in leaves.items():
-                self._leaves[path][rows] = leaf
-            self._bad[rows] = bad
-            self._have[rows] = True
-
-    def _share(self) -> None:
-        """What process 0 found on disk, in all processes."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            self._leaves, self._bad, self._have = jax.tree.map(
-                np.asarray, multihost_utils.broadcast_one_to_all((self._leaves, self._bad, self._have))
-            )
-            self._leaves = {path: np.array(leaf) for path, leaf in self._leaves.items()}
-            self._bad, self._have = np.array(self._bad), np.array(self._have)
-
-    @property
-    def done(self) -> int:
-        return int(self._have.sum())
-
-    @property
-    def diverged(self) -> int:
-        return int((self._bad & self._have).sum())
-
-    def has(self, rows: Sequence[int]) -> bool:
-        return bool(self._have[list(rows)].all())
-
-    def add(self, first_block: int, rows: list[int], leaves: dict[str, np.ndarray], seconds: float) -> None:
-        bad = _diverged(leaves, len(rows))
-        if self._store is not None:
-            self._store.write(first_block, rows, np.where(bad, "diverged", "ok").tolist(), leaves, seconds)
-        self._fill(rows, leaves, bad)
-        self._seconds += seconds
-
-    def result(self, environment: Mapping[str, Any]) -> SweepResult:
-        rows = [describe(row) for row in self._runs.settings]
-        return SweepResult(
-            settings={name: [row[name] for row in rows] for name in rows[0]},
-            axes=self._runs.plain_axes(),
-            leaves=self._leaves,
-            status=np.where(self._bad, "diverged", "ok"),
-            seconds=self._seconds,
-            environment=environment,
-        )
