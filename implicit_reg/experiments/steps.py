@@ -101,12 +101,12 @@ def run_steps(
         )
 
     def record(carry, k):
-        carry = jax.lax.fori_loop(k * every, (k + 1) * every, step, carry)
+        # No step before the first look: `observe` is traced once.
+        carry = jax.lax.fori_loop(jnp.maximum(k - 1, 0) * every, k * every, step, carry)
         return carry, look(carry)
 
     start = (params, transformation.init(params), jnp.int32(-1))
-    (params, state, bad), after = jax.lax.scan(record, start, jnp.arange(num_steps // every, dtype=jnp.int32))
-    observed = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), look(start), after)
+    (params, state, bad), observed = jax.lax.scan(record, start, jnp.arange(num_steps // every + 1, dtype=jnp.int32))
     return Steps(params, state, observed, bad)
 
 
