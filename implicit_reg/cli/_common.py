@@ -257,29 +257,19 @@ def command_line(name: str, options: Options) -> str:
 def environment() -> Mapping[str, Any]:
     """What the results depend on besides the settings: versions, devices, flags. No names, no paths."""
     import platform
-    import subprocess
     from importlib import metadata
 
     import jax
+
+    from implicit_reg.experiments.machine import commit
 
     versions = {
         name: metadata.version(name)
         for name in ("implicit_reg", "jax", "jaxlib", "optax", "flax", "diffrax", "equinox", "numpy", "scikit-learn")
     }
-    try:
-        here = pathlib.Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
     return {
         **versions,
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from implicit_reg._files import write_whole
+
 SEPARATOR = "/"
 
 
@@ -218,7 +220,7 @@ class SweepResult:
           path: the file; replaced whole.
         """
         lines = (json.dumps(record, allow_nan=False) for record in self.to_records())
-        _replace(pathlib.Path(path), "".join(line + "\n" for line in lines).encode())
+        write_whole(pathlib.Path(path), "".join(line + "\n" for line in lines).encode())
 
     def write_npz(self, path: str | os.PathLike) -> None:
         """Writes the arrays with their axes: member `a0`, ..., and `names`, `axes` and `settings` as JSON text.
@@ -245,20 +247,4 @@ class SweepResult:
         texts = {"names": list(self.leaves), "axes": self.axes, "settings": self.settings}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **members, **{n: np.array(json.dumps(t)) for n, t in texts.items()})
-        _replace(pathlib.Path(path), buffer.getvalue())
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    """A whole file or nothing."""
-    import secrets
-
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        write_whole(pathlib.Path(path), buffer.getvalue())

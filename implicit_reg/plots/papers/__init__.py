@@ -6,29 +6,15 @@ import importlib
 from collections.abc import Mapping
 
 from implicit_reg import _checks
+from implicit_reg.experiments.papers import REPRODUCTIONS
 from implicit_reg.plots.papers._page import MARKS, end_labels, page
 from implicit_reg.plots.record import Record
 from implicit_reg.plots.style import Figure
 
 __all__ = ["FIGURES", "MARKS", "end_labels", "page", "paper_figure"]
 
-FIGURES: Mapping[str, str] = {
-    "flooding-synthetic": "flooding_synthetic",
-    "flooding-digits": "flooding_digits",
-    "flooding-slow-flow": "flooding_slow_flow",
-    "igr-two-parameter": "igr_two_parameter",
-    "igr-mlp": "igr_mlp",
-    "sgd-permutations": "sgd_permutations",
-    "sgd-temperature": "sgd_temperature",
-    "backstitch": "backstitch",
-    "batch-size": "batch_size",
-    "curriculum": "curriculum",
-    "momentum": "momentum",
-    "adam": "adam",
-    "edge-of-stability": "edge_of_stability",
-    "principal-flow": "principal_flow",
-}
-"""Name of a reproduction to file in this folder; each has `draw(record) -> Figure`."""
+FIGURES: Mapping[str, str] = dict(REPRODUCTIONS)
+"""Name of a reproduction to file in this folder, called as its recipe is; each has `draw(record) -> Figure`."""
 
 
 def paper_figure(record: Record) -> Figure:
