@@ -199,8 +199,10 @@ def test_one_compilation_for_each_combination_of_constants():
         return jnp.sum(jax.random.normal(key, (width,))) * h + len(name)
 
     axes = {"width": static([2, 3]), "name": ["a", "bb"], "h": [0.1, 1, 2.0], "seed": range(4)}
-    runs = sweep(fn, axes, key=KEY, width=8)
+    seen = []
+    runs = sweep(fn, axes, key=KEY, width=8, report=seen.append)
     assert len(traces) == 8
+    assert seen[0].programs == 4
     assert set(traces) == {(w, n, jnp.result_type(float)) for w in (2, 3) for n in ("a", "bb")}
     assert runs.grid("value").shape == (2, 2, 3, 4)
     direct = jnp.sum(jax.random.normal(jax.random.fold_in(KEY, 2), (3,))) * 2.0 + 2

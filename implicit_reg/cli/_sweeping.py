@@ -216,6 +216,8 @@ def _line(progress: Any) -> str:
         words.append(f"{progress.reused} found in the folder")
     if progress.diverged:
         words.append(f"{progress.diverged} diverged")
+    if progress.programs > 1:
+        words.append(f"{progress.programs} programs")
     words.append(f"{progress.elapsed:.0f} s")
     if progress.left == progress.left and progress.done < progress.total:
         words.append(f"about {progress.left:.0f} s to go")

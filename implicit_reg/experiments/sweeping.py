@@ -32,6 +32,7 @@ class Progress(NamedTuple):
       total: all runs.
       reused: those that were found on disk.
       diverged: how many of the finished ones diverged.
+      programs: how many are compiled: one for each combination of constants.
       elapsed: seconds since the call.
       left: estimated seconds to go; NaN before the first chunk.
     """
@@ -40,6 +41,7 @@ class Progress(NamedTuple):
     total: int
     reused: int
     diverged: int
+    programs: int
     elapsed: float
     left: float
 
@@ -146,7 +148,8 @@ def sweep(
                 fresh = kept.done - reused
                 rate = (time.monotonic() - began) / fresh if fresh else math.nan
                 left = rate * (len(runs) - kept.done) if kept.done < len(runs) else 0.0
-                report(Progress(kept.done, len(runs), reused, kept.diverged, time.monotonic() - start, left))
+                elapsed = time.monotonic() - start
+                report(Progress(kept.done, len(runs), reused, kept.diverged, len(programs), elapsed, left))
 
         tell()
         for first in range(0, len(pending), size):
