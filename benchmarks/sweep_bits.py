@@ -5,7 +5,8 @@
 Three programs on a grid of 24 runs, steps beyond the edge of stability among them: a tanh network under momentum with
 shuffled minibatches, a ReLU network under Adam, and an adaptive ODE solver. Each is run in other chunks, in another
 order, on 2 and 4 devices, and in part, and must end with the same bytes (exit code 1 where it does not). Another width
-may end elsewhere: the largest difference is shown. The time on two devices is over that on one, compiled beforehand.
+may end elsewhere, and so may one program that `shard_map` divides: the largest differences are shown. The time on two
+devices is over that on one, compiled beforehand.
 """
 
 from __future__ import annotations
@@ -54,16 +55,16 @@ def programs() -> dict[str, Any]:
         return {"loss": run.observed, "params": run.params, "first_bad_step": run.first_bad_step}
 
     def relu_network(key, h, momentum):
-        a, b, c = jax.random.split(key, 3)
-        params = {"a": normal(a, 16, 64) / 4, "b": normal(b, 64, 64) / 8, "c": normal(c, 64, 2) / 8}
-        label = (y > 0).astype(jnp.int32)
+        a, b, _, c = jax.random.split(key, 4)
+        params = {"a": normal(a, 16, 64) / 4, "b": normal(b, 64, 2) / 8, "c": normal(c, 64, 64) / 8}
 
-        def loss(p):
-            logits = jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
-            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+        def loss(p, rows):
+            logits = jax.nn.relu(jax.nn.relu(x[rows] @ p["a"]) @ p["c"]) @ p["b"]
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(rows.size), (y[rows] > 0).astype(jnp.int32)])
 
         run = run_steps(
-            optax.adam(h, momentum), loss, params, None, 40, every=20, observe=lambda p, state: loss(p)
+            optax.adam(h, momentum), loss, params, lambda n: (everything,), 40,
+            every=20, observe=lambda p, state: loss(p, everything),
         )  # fmt: skip
         return {"loss": run.observed, "params": run.params}
 
@@ -89,11 +90,32 @@ def digest(runs: Any, rows: Any = slice(None)) -> str:
 
 
 def difference(a: Any, b: Any) -> float:
-    """The largest one of a floating output, over the largest entry of it."""
+    """The largest one of a floating output, over the largest entry of it; `a` and `b` map paths to arrays."""
     import numpy as np
 
-    floats = [path for path, leaf in a.leaves.items() if leaf.dtype.kind == "f"]
+    floats = [path for path, leaf in a.items() if leaf.dtype.kind == "f"]
     return max(float(np.nanmax(np.abs(a[path] - b[path])) / np.nanmax(np.abs(a[path]))) for path in floats)
+
+
+def partitioned(fn: Any, key: Any) -> dict[str, Any]:
+    """The first two blocks by one program that `shard_map` divides over two devices: the road not taken."""
+    import jax
+    import numpy as np
+    from jax.sharding import PartitionSpec
+
+    from implicit_reg.experiments import sweep_mesh
+    from implicit_reg.experiments.axes import make_runs
+    from implicit_reg.experiments.lanes import Lanes
+
+    lanes = Lanes(fn, make_runs(AXES), 0, key, WIDTH, None)
+    blocks = [lanes._arguments(range(k * WIDTH, (k + 1) * WIDTH)) for k in range(2)]
+    seeds, operands = jax.tree.map(lambda *parts: np.concatenate(parts), *(block[1:] for block in blocks))
+    whole, runs = PartitionSpec(), PartitionSpec("runs")
+    program = jax.shard_map(
+        jax.vmap(lanes._lane, in_axes=(None, 0, 0)), mesh=sweep_mesh(2), in_specs=(whole, runs, runs), out_specs=runs,
+        check_vma=False,
+    )  # fmt: skip
+    return {path: np.asarray(leaf) for path, leaf in jax.jit(program)(blocks[0][0], seeds, operands).items()}
 
 
 def examine(fn: Any) -> dict[str, Any]:
@@ -120,6 +142,7 @@ def examine(fn: Any) -> dict[str, Any]:
     for num in DEVICES:
         same[f"{num} devices"] = digest(sweep(fn, AXES, key=key, width=WIDTH, mesh=sweep_mesh(num))) == wanted
     other = sweep(fn, AXES, key=key, width=OTHER_WIDTH)
+    divided = {path: leaf[: 2 * WIDTH] for path, leaf in whole.leaves.items()}
 
     blocks = [range(k * WIDTH, (k + 1) * WIDTH) for k in range(2)]
     one, two = (Lanes(fn, make_runs(AXES), 0, key, WIDTH, sweep_mesh(num)) for num in (1, 2))
@@ -136,7 +159,8 @@ def examine(fn: Any) -> dict[str, Any]:
         "diverged": int((whole.status == "diverged").sum()),
         "sha256": wanted,
         "same": same,
-        f"width {OTHER_WIDTH}, largest difference": difference(whole, other),
+        f"width {OTHER_WIDTH}, largest difference": difference(whole.leaves, other.leaves),
+        "shard_map over two devices, largest difference": difference(divided, partitioned(fn, key)),
         "time on two devices over one": statistics.median(ratios),
     }
 
