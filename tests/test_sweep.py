@@ -266,6 +266,8 @@ def test_bad_axes(axes, error, words):
         ({"key": 0}, TypeError, "`key` must be one typed key"),
         ({"key": jax.random.split(KEY)}, TypeError, "`key` must be one typed key"),
         ({"resume": True}, ValueError, "`resume` needs the `folder`"),
+        ({"identity": {"h": float("nan")}}, TypeError, "`identity` must be what JSON can hold"),
+        ({"identity": object()}, TypeError, "`identity` must be what JSON can hold"),
         ({"fn": lambda key, h: {}}, ValueError, "at least one array"),
         ({"fn": lambda key, h: {"a": {"b": h}, "a/b": h}}, ValueError, "two leaves"),
     ],
@@ -334,6 +336,12 @@ def test_selections_and_exports(whole, tmp_path):
     names = json.loads(str(file["names"]))
     np.testing.assert_array_equal(file[f"a{names.index('end')}"], whole.grid("end"))
     assert json.loads(str(file["axes"])) == {name: list(values) for name, values in GRID.items()}
+
+
+def test_an_output_with_the_name_of_a_setting_overwrites_nothing():
+    runs = sweep(lambda key, h: {"h": 2 * h, "status": h, "loss": h}, {"h": [0.5]}, key=KEY, width=1)
+    (record,) = runs.to_records()
+    assert record == {"h": 0.5, "status": "ok", "output/h": 1.0, "output/status": 0.5, "loss": 0.5}
 
 
 class TestRunSteps:

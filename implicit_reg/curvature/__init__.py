@@ -13,12 +13,12 @@ from implicit_reg.curvature.flatness import (
     noise_robustness,
 )
 from implicit_reg.curvature.lanczos import Extremes, extreme_eigenvalues, lanczos, sharpness
+from implicit_reg.curvature.minibatches import mean_value_and_gradient
 from implicit_reg.curvature.operators import (
     Operator,
     flatten,
     gauss_newton_operator,
     hessian_operator,
-    mean_value_and_gradient,
     preconditioned,
 )
 from implicit_reg.curvature.portrait import PORTRAIT_STAGES, portrait

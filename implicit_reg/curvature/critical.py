@@ -12,7 +12,8 @@ from jaxtyping import Float
 from implicit_reg import _checks
 from implicit_reg._types import Data, Integer, Loss, Params, Scalar
 from implicit_reg.curvature.eigenpairs import largest_eigenpairs, smallest_eigenpairs
-from implicit_reg.curvature.operators import Operator, flatten, hessian_operator, mean_value_and_gradient
+from implicit_reg.curvature.minibatches import mean_value_and_gradient
+from implicit_reg.curvature.operators import Operator, flatten, hessian_operator
 
 MAX_DENSE = 400  # parameters up to which the whole spectrum is cheap: d products, and an eigh of a second
 

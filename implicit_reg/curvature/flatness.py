@@ -10,7 +10,7 @@ from implicit_reg import _checks, _tree
 from implicit_reg._types import Data, Integer, Loss, Params, Scalar
 from implicit_reg.curvature.density import Estimate
 from implicit_reg.curvature.lanczos import fixed
-from implicit_reg.curvature.operators import mean_value_and_gradient
+from implicit_reg.curvature.minibatches import mean_value_and_gradient
 from implicit_reg.curvature.surface import gaussian_like, random_direction
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Data, Integer, Loss, Params
+from implicit_reg.curvature.minibatches import checked_arguments, mean_over_batches
 
 LARGEST_DENSE = 5000  # columns: 200 MB in float64, and minutes of eigh
 
@@ -140,7 +141,7 @@ def hessian_operator(loss_fn: Loss, params: Params, data: Data = (), *, batch_si
       >>> hessian.dense().tolist()                        # 6 x on the diagonal
       [[6.0, 0.0], [0.0, 12.0]]
     """
-    params, data, batch_size = _checked("hessian_operator", loss_fn, params, data, batch_size)
+    params, data, batch_size = checked_arguments("hessian_operator", loss_fn, params, data, batch_size)
     return _operator("hessian_operator", _Hessian(_callables.hashable(loss_fn), batch_size), params, data)
 
 
@@ -172,7 +173,7 @@ def gauss_newton_operator(
       [[1.0, 0.0], [0.0, 1.0]]
     """
     _checks.check_callable("gauss_newton_operator", "output_loss", output_loss, "output_loss(outputs, *data) -> scalar")
-    params, data, batch_size = _checked("gauss_newton_operator", model_fn, params, data, batch_size)
+    params, data, batch_size = checked_arguments("gauss_newton_operator", model_fn, params, data, batch_size)
     rule = _GaussNewton(_callables.hashable(model_fn), _callables.hashable(output_loss), batch_size)
     return _operator("gauss_newton_operator", rule, params, data)
 
@@ -206,41 +207,6 @@ def preconditioned(operator: Operator, scale: PyTree) -> Operator:
     return Operator(name, operator.size, operator.dtype, product, arguments, operator.unravel)
 
 
-def mean_value_and_gradient(
-    loss_fn: Loss, params: Params, data: Data = (), *, batch_size: Integer | None = None
-) -> tuple[Array, PyTree]:
-    """Loss and gradient on all the data, in minibatches of bounded memory.
-
-    Args:
-      loss_fn, params, data, batch_size: as for `hessian_operator`.
-
-    Returns:
-      The loss, and the gradient structured as the parameters.
-
-    Raises:
-      TypeError, ValueError: as `hessian_operator`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> loss = lambda x, y: jnp.mean((x - y) ** 2)
-      >>> data = (jnp.array([0.0, 1.0, 5.0, 6.0]),)
-      >>> [float(z) for z in mean_value_and_gradient(loss, jnp.array(1.0), data, batch_size=3)]
-      [10.5, -4.0]
-    """
-    params, data, batch_size = _checked("mean_value_and_gradient", loss_fn, params, data, batch_size)
-    return _mean_value_and_gradient(_callables.hashable(loss_fn), batch_size, params, data)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _mean_value_and_gradient(loss_fn, batch_size, params, data):
-    def one(*batch):
-        value, gradient = jax.value_and_grad(loss_fn)(params, *batch)
-        _checks.check_loss_value("curvature", "loss_fn(params, *data)", value)
-        return value, gradient
-
-    return _mean(one, data, batch_size)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Hessian:
     """The product of a Hessian; equal rules share one compilation."""
@@ -258,7 +224,7 @@ class _Hessian:
             return flatten(jax.linearize(gradient, params)[1](unravel(vector)))[0]
 
         with jax.default_matmul_precision("highest"):
-            return _mean(one, data, self.batch_size)
+            return mean_over_batches(one, data, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +247,7 @@ class _GaussNewton:
             return flatten(jax.linear_transpose(pushforward, params)(curved)[0])[0]
 
         with jax.default_matmul_precision("highest"):
-            return _mean(one, data, self.batch_size)
+            return mean_over_batches(one, data, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,58 +261,6 @@ class _Preconditioned:
         return root * self.product(inner, root * vector)
 
 
-def _mean(fn: Callable[..., PyTree], data: tuple, batch_size: int | None) -> PyTree:
-    """The mean over the examples of what `fn(*batch)` gives as the mean over its batch; the last one may be smaller."""
-    leaves = jax.tree.leaves(data)
-    if batch_size is None or not leaves or batch_size >= leaves[0].shape[0]:
-        return fn(*data)
-    total = leaves[0].shape[0]
-    whole = total // batch_size
-    stacked = jax.tree.map(lambda x: x[: whole * batch_size].reshape(whole, batch_size, *x.shape[1:]), data)
-
-    def body(carry, batch):
-        return jax.tree.map(lambda c, x: c + x, carry, fn(*batch)), None
-
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda d: fn(*d), data))
-    summed, _ = jax.lax.scan(body, zero, stacked)
-    mean = _tree.scale(batch_size / total, summed)
-    if total % batch_size:
-        rest = fn(*jax.tree.map(lambda x: x[whole * batch_size :], data))
-        mean = _tree.axpy(total % batch_size / total, rest, mean)
-    return mean
-
-
 def _operator(name: str, product: Callable[[Any, Array], Array], params: PyTree, data: tuple) -> Operator:
     vector, unravel = flatten(params)
     return Operator(name, vector.size, vector.dtype, product, (params, data), unravel)
-
-
-def _checked(function: str, fn: Any, params: Any, data: Any, batch_size: Any) -> tuple[PyTree, tuple, int | None]:
-    """The arguments as arrays."""
-    _checks.check_callable(function, "loss_fn", fn, "loss_fn(params, *data) -> scalar")
-    _checks.check_floating(function, "params", params)
-    params, data = jax.tree.map(jnp.asarray, params), _checked_data(function, data)
-    leaves = jax.tree.leaves(params)
-    if not sum(leaf.size for leaf in leaves):
-        raise ValueError(f"{function}: `params` must have at least one entry, got leaves of size zero")
-    finite = _tree.all_finite(params)
-    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
-        raise ValueError(f"{function}: `params` must be finite; the run diverged, or a step before this one overflowed")
-    if batch_size is None:
-        return params, data, None
-    _checks.check_integer(function, "batch_size", batch_size)
-    arrays = jax.tree.leaves(data)
-    if not arrays:
-        raise ValueError(
-            f"{function}: `batch_size` needs `data`: a loss that holds its data cannot be cut into batches"
-        )
-    _checks.check_equal_lengths(function, arrays)
-    return params, data, int(batch_size)
-
-
-def _checked_data(function: str, data: Any) -> tuple:
-    if not isinstance(data, tuple):
-        raise TypeError(
-            f"{function}: `data` must be a tuple of the loss's further arguments, got {type(data).__name__}"
-        )
-    return jax.tree.map(jnp.asarray, data)

@@ -15,7 +15,8 @@ from implicit_reg.curvature.density import spectral_density, trace
 from implicit_reg.curvature.eigenpairs import Eigenpairs, largest_eigenpairs, smallest_eigenpairs
 from implicit_reg.curvature.flatness import epsilon_sharpness, minibatch_gradient_variance, noise_robustness
 from implicit_reg.curvature.lanczos import fixed
-from implicit_reg.curvature.operators import hessian_operator, mean_value_and_gradient
+from implicit_reg.curvature.minibatches import mean_value_and_gradient
+from implicit_reg.curvature.operators import hessian_operator
 from implicit_reg.curvature.surface import loss_along
 
 PORTRAIT_STAGES = ("kind of point", "largest eigenvalues", "smallest eigenvalues", "density", "flatness", "surface")

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PyTree
 
 from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Data, Integer, Loss, Params
-from implicit_reg.curvature.operators import flatten, mean_value_and_gradient
+from implicit_reg.curvature.minibatches import mean_value_and_gradient
+from implicit_reg.curvature.operators import flatten
 
 
 class LossSurface(NamedTuple):

@@ -103,7 +103,7 @@ def make_runs(axes: Axes) -> Runs:
             if isinstance(values, str) or not isinstance(values, Sequence | range | np.ndarray):
                 raise TypeError(f"sweep: axes[{name!r}] must be a sequence of values, got {type(values).__name__}")
         marked = {name: list(values) for name, values in axes.items()}
-        rows = [dict(zip(marked, values, strict=True)) for values in itertools.product(*marked.values())]
+        rows = expand(marked)
         grid = marked
     elif isinstance(axes, Sequence) and not isinstance(axes, str):
         rows = [dict(row) for row in axes]
@@ -129,6 +129,22 @@ def make_runs(axes: Axes) -> Runs:
             name: tuple(_clean(name, value, name in floats)[0] for value in values) for name, values in grid.items()
         }
     return Runs(tuple(cleaned), tuple(constants), grid)
+
+
+def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The runs of a grid, the last axis fastest.
+
+    Args:
+      axes: names to values.
+
+    Returns:
+      A dictionary for each run.
+
+    Example:
+      >>> expand({"h": [1, 2], "n": [3]})
+      [{'h': 1, 'n': 3}, {'h': 2, 'n': 3}]
+    """
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _is_float(value: Any) -> bool:

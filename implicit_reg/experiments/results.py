@@ -199,17 +199,19 @@ class SweepResult:
         """One flat dictionary per run, as `pandas.DataFrame` likes it: settings, status, outputs.
 
         Returns:
-          Scalars as numbers, arrays as nested lists; a number that is not finite is None, as in JSON.
+          Scalars as numbers, arrays as nested lists; a number that is not finite is None, as in JSON. An output that
+          has the name of a setting, or is called `status`, is called `output/name`: nothing is overwritten.
 
         Example:
           >>> from implicit_reg.experiments import sweep
           >>> sweep(lambda key, h: 2 * h, {"h": [0.5]}, key=jax.random.key(0), width=1).to_records()
           [{'h': 0.5, 'status': 'ok', 'value': 1.0}]
         """
+        taken = {*self.settings, "status"}
         return [
             {name: values[row] for name, values in self.settings.items()}
             | {"status": str(self.status[row])}
-            | {path: plain(leaf[row]) for path, leaf in self.leaves.items()}
+            | {f"output/{p}" if p in taken else p: plain(leaf[row]) for p, leaf in self.leaves.items()}
             for row in range(len(self))
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from implicit_reg import _checks
 from implicit_reg._types import Axes, Integer, Key, SweptFunction
-from implicit_reg.experiments.axes import Runs, describe, make_runs
+from implicit_reg.experiments.axes import Runs, describe, expand, make_runs
 from implicit_reg.experiments.identity import configuration
 from implicit_reg.experiments.kept import Kept
 from implicit_reg.experiments.lanes import Lanes
@@ -130,6 +131,10 @@ def sweep(
         raise TypeError(f"sweep: `key` must be one typed key such as jax.random.key(0), got {key!r}")
     if resume and folder is None:
         raise ValueError("sweep: `resume` needs the `folder` that is to be continued")
+    try:
+        json.dumps(identity, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sweep: `identity` must be what JSON can hold, with finite numbers: {error}") from error
     runs = make_runs(axes)
     programs, blocks = _plan(fn, runs, key, int(width), mesh)
     shapes = _common_shapes(programs, runs, blocks)
@@ -174,8 +179,7 @@ def load_sweep(folder: str | os.PathLike) -> SweepResult:
       What is finished so far. The axes are those of the grid where it is complete, else None.
 
     Raises:
-      CorruptResultError: a file is damaged, or not of this library.
-      FileNotFoundError: there is no such folder.
+      CorruptResultError: the folder holds no sweep, or a file is damaged or not of this library.
 
     Example:
       >>> import tempfile
@@ -187,12 +191,7 @@ def load_sweep(folder: str | os.PathLike) -> SweepResult:
     """
     config, environment, rows, status, leaves, seconds = load(folder)
     settings = config["settings"]
-    if isinstance(settings, dict):
-        import itertools
-
-        every = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
-    else:
-        every = settings
+    every = expand(settings) if isinstance(settings, dict) else settings
     complete = isinstance(settings, dict) and len(rows) == len(every)
     return SweepResult(
         settings={name: [every[row][name] for row in rows] for name in every[0]},
