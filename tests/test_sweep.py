@@ -84,6 +84,20 @@ def test_without_first_bad_step_an_output_that_is_not_finite_counts():
     assert runs.status.tolist() == ["diverged", "ok"]
 
 
+def test_where_there_is_first_bad_step_nothing_else_counts():
+    """NaN may be a value (never observed), and a finite end may hide that the run stood still."""
+    runs = sweep(lambda key, n: {"x": jnp.log(jnp.float32(n)), "first_bad_step": n}, {"n": [-1, 3]}, key=KEY, width=2)
+    assert np.isnan(runs["x"][0])
+    assert runs.status.tolist() == ["ok", "diverged"]
+
+
+def test_programs_do_not_mix_on_several_devices():
+    """Three blocks each of two programs, two devices: the middle pair is of both."""
+    axes = {"power": static([1, 2]), "x": [1.0, 2.0, 3.0], "seed": [0]}
+    runs = sweep(lambda key, x, power: x**power, axes, key=KEY, width=1, mesh=sweep_mesh(2), chunk=6)
+    assert runs.grid("value").ravel().tolist() == [1, 2, 3, 1, 4, 9]
+
+
 def test_runs_of_one_seed_are_paired_and_know_nothing_of_the_grid(whole):
     starts = whole.grid("curve")[..., 0]
     np.testing.assert_array_equal(starts[0], starts[1])
