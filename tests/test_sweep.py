@@ -20,7 +20,9 @@ from implicit_reg.experiments import (
     sweep,
     sweep_mesh,
 )
+from implicit_reg.experiments.axes import make_runs
 from implicit_reg.experiments.identity import fingerprint
+from implicit_reg.experiments.lanes import Lanes
 from implicit_reg.transforms import flooding
 
 KEY = jax.random.key(7)
@@ -93,9 +95,17 @@ def test_where_there_is_first_bad_step_nothing_else_counts():
 
 def test_programs_do_not_mix_on_several_devices():
     """Three blocks each of two programs, two devices: the middle pair is of both."""
-    axes = {"power": static([1, 2]), "x": [1.0, 2.0, 3.0], "seed": [0]}
+    axes = {"power": static([1, 2]), "x": [2.0, 3.0, 4.0], "seed": [0]}
     runs = sweep(lambda key, x, power: x**power, axes, key=KEY, width=1, mesh=sweep_mesh(2), chunk=6)
-    assert runs.grid("value").ravel().tolist() == [1, 2, 3, 1, 4, 9]
+    assert runs.grid("value").ravel().tolist() == [2, 3, 4, 4, 9, 16]
+
+
+def test_each_device_has_its_program():
+    mesh = sweep_mesh(2)
+    lanes = Lanes(lambda key, x: x + 1, make_runs({"x": [1.0, 2.0, 3.0]}), 0, KEY, 2, mesh)
+    assert lanes.num_blocks == 2
+    assert lanes([[0, 1], [2]])["value"].tolist() == [2, 3, 4]
+    assert set(lanes._compiled) == set(mesh.devices.flat)
 
 
 def test_runs_of_one_seed_are_paired_and_know_nothing_of_the_grid(whole):
