@@ -1,17 +1,69 @@
-"""Compile apart from run; interleaved, blocked timings of several programs in one process."""
+"""What every benchmark is made of: compiled programs, interleaved timings, rows of ratios with targets and verdicts."""
 
 from __future__ import annotations
 
+import importlib
 import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+from records import table
+
+from implicit_reg.experiments.machine import machine
+
+markdown = table
+
+PEERS = ("torch", "torchdiffeq", "curvlinops-for-pytorch", "pyhessian", "matfree", "diffrax", "scipy")
+
+
+class IncorrectError(RuntimeError):
+    """Something is not what its formula says; nothing is timed."""
+
+
+class Effort(NamedTuple):
+    """How much to do: `rounds` timings of each program (0: correctness and counts alone), on toy sizes if `tiny`."""
+
+    rounds: int
+    tiny: bool
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      work: what was done; unique in its benchmark.
+      value: the measured ratio or count; None where it was not measured, and `note` says why.
+      unit: what 1 is: "gd step", "gradient", "scipy DOP853", "s", "MiB".
+      clock: "cpu", "wall", "count", "flops" or "bytes".
+      limit: what theory or hardware allows, in the same unit.
+      target: what is asked for: at most this, or at least this where `at_least`; None where it is only reported.
+      spread: quartiles over the rounds.
+      note: why a target is missed, why nothing was measured, which case it is.
+    """
+
+    work: str
+    value: float | None
+    unit: str
+    clock: str
+    limit: float | None = None
+    target: float | None = None
+    at_least: bool = False
+    spread: tuple[float, float] | None = None
+    note: str = ""
+
+
+class Report(NamedTuple):
+    """The rows of a benchmark, its tables in Markdown, and everything that it measured, ready for JSON."""
+
+    rows: tuple[Row, ...]
+    details: str
+    data: dict[str, Any]
 
 
 class Program(NamedTuple):
@@ -33,6 +85,8 @@ class Cost(NamedTuple):
     cpu: float
     wall: float
     cpu_quartiles: tuple[float, float]
+    wall_quartiles: tuple[float, float]
+    cpu_seconds: float
     wall_seconds: float
 
 
@@ -54,12 +108,13 @@ def build(fn: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def interleave(
-    programs: Mapping[str, Program], *, unit: str, rounds: int, seconds_per_sample: float = 0.02
+    programs: Mapping[str, Callable[[], Any]], *, unit: str, rounds: int, seconds_per_sample: float = 0.02
 ) -> dict[str, Cost]:
     """Times each program once in every round, in an order drawn anew, and divides by the unit of the same round.
 
     A machine that others use too slows a whole round more than it slows one program in it, so the ratio is taken within
-    rounds and its median across them. A sample is as many calls as fill `seconds_per_sample`.
+    rounds and its median across them. A sample is as many calls as fill `seconds_per_sample`. A call is to return when
+    its work is done.
     """
     calls = {}
     for name, program in programs.items():
@@ -83,38 +138,52 @@ def interleave(
     def ratios(samples: Mapping[str, Sequence[float]], name: str) -> list[float]:
         return [a / b for a, b in zip(samples[name], samples[unit], strict=True)]
 
-    costs = {}
-    for name in programs:
-        in_units = ratios(cpu, name)
-        quartiles = statistics.quantiles(in_units, n=4) if rounds > 1 else [in_units[0]] * 3
-        costs[name] = Cost(
-            cpu=statistics.median(in_units),
+    return {
+        name: Cost(
+            cpu=statistics.median(ratios(cpu, name)),
             wall=statistics.median(ratios(wall, name)),
-            cpu_quartiles=(quartiles[0], quartiles[2]),
+            cpu_quartiles=quartiles(ratios(cpu, name)),
+            wall_quartiles=quartiles(ratios(wall, name)),
+            cpu_seconds=statistics.median(cpu[name]),
             wall_seconds=statistics.median(wall[name]),
         )
-    return costs
-
-
-def environment(matmul_precision: str) -> dict[str, Any]:
-    """What the numbers depend on, without the name of any machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": f"{jax.default_backend()} ({jax.devices()[0].device_kind})",
-        "machine": platform.machine(),
-        "cores": cores,
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "matmul_precision": matmul_precision,
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in ("jax", "jaxlib", "optax", "implicit_reg")},
+        for name in programs
     }
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned."""
-    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines)
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4)
+    return first, third
+
+
+def peer(name: str) -> ModuleType | None:
+    """A library to compare with, None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on, without the name of any machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        **machine(),
+        "cores": cores,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        **{package: found for package in PEERS if (found := version(package))},
+    }
 
 
 def number(x: float | None, digits: int = 2) -> str:

@@ -21,6 +21,9 @@ os.environ.update(
 )
 
 import hashlib
+import importlib
+import pathlib
+import sys
 
 import hypothesis
 import jax
@@ -54,3 +57,12 @@ def config_unchanged():
     yield
     after = {name: jax.config.values.get(name) for name in before}  # a later import may add options
     assert after == before
+
+
+@pytest.fixture(scope="session")
+def benchmark():
+    """Imports a module of `benchmarks/` by name: that folder is no package, its modules are neighbors."""
+    folder = str(pathlib.Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
