@@ -31,24 +31,24 @@ def rows_of(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def number(x: float | None) -> str:
-    """Three significant digits, or two decimals of what is near one."""
+    """Three significant digits; three decimals of what is near one, two of what is not far."""
     if x is None:
         return "-"
-    return f"{x:.2f}" if 0.1 <= abs(x) < 10 else f"{x:.3g}"
+    return f"{x:.3f}" if 0.9 <= abs(x) < 1.1 else f"{x:.2f}" if 0.1 <= abs(x) < 10 else f"{x:.3g}"
 
 
 def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     """A line of the table, under `HEADER`."""
     spread = "-" if row["spread"] is None else " to ".join(number(x) for x in row["spread"])
-    sense = "" if row["target"] is None else "≥ " if row["at_least"] else "≤ "
+    sense = "≥ " if row["at_least"] else "≤ "
     return (
         name,
         row["work"],
         number(row["value"]),
         spread,
         f"{row['unit']} ({row['clock']})" if row["clock"] != "count" else row["unit"],
-        number(row["limit"]),
-        sense + number(row["target"]),
+        "-" if row["limit"] is None else f"{row['limit']:.3g}",
+        "-" if row["target"] is None else f"{sense}{row['target']:.3g}",
         verdict(row),
     )
 
@@ -86,7 +86,8 @@ def write(folder: pathlib.Path, device: str, found: Mapping[str, Any]) -> pathli
     known = read(path)["benchmarks"] if path.exists() else {}
     record = {"format": FORMAT, "version": VERSION, "device": device, "benchmarks": known | dict(found)}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r",\s+", ", ", m[1]) + "]", text)  # short lists
+    # Lists of numbers and words on one line; a line break is never inside a string.
+    text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r",\n\s*", ", ", m[1]) + "]", text)
     whole = path.with_suffix(".tmp")
     whole.write_text(text + "\n", encoding="utf-8")
     whole.replace(path)
