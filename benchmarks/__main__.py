@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
                       help="for DEVICE.json and DEVICE.png; a file that is there keeps what is not measured anew "
                       "(default: runs/benchmarks)")  # fmt: skip
     made.add_argument("--compare", nargs=2, type=pathlib.Path, metavar=("OLD", "NEW"), help="two files of results")
+    made.add_argument("--show", type=pathlib.Path, metavar="FILE", help="print the table of a file of results again")
     made.add_argument("--json", action="store_true", help="print the results as JSON, and no table")
     made.add_argument("--one", type=pathlib.Path, metavar="FILE", help=argparse.SUPPRESS)
     return made
@@ -111,21 +112,11 @@ def show(found: Mapping[str, Mapping[str, Any]], details: bool) -> None:
     if details:
         for name, each in found.items():
             print(f"\n## {name}: {each['title']}\n\n{each['details']}")
-    record = {"benchmarks": found}
-    print("\n" + records.table([records.cells(name, row) for name, row in records.rows_of(record)]))
-    verdicts = [records.verdict(row) for _, row in records.rows_of(record)]
-    print(f"\n{verdicts.count(records.MET)} targets met, {verdicts.count(records.MISSED)} missed.")
-    for note in records.notes(record):
-        print(f"- {note}")
+    print("\n" + records.document({"benchmarks": found}))
 
 
-def compare(old: pathlib.Path, new: pathlib.Path) -> int:
+def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     """Prints what moved between two files of results."""
-    try:
-        a, b = records.read(old), records.read(new)
-    except (OSError, ValueError) as error:
-        print(f"python benchmarks: {error}", file=sys.stderr)
-        return EXIT_USAGE
     for line in records.surroundings(a, b):
         print(f"- {line}")
     lines = records.moved(a, b)
@@ -137,15 +128,20 @@ def compare(old: pathlib.Path, new: pathlib.Path) -> int:
     for title, rows in (("old", records.only_in(a, b)), ("new", records.only_in(b, a))):
         if rows:
             print(f"\nOnly in {title}: {'; '.join(rows)}")
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line's exit code."""
     made = parser()
     options = made.parse_args(arguments)
-    if options.compare:
-        return compare(*options.compare)
+    if files := options.compare or ([options.show] if options.show else []):
+        try:
+            known = [records.read(path) for path in files]
+        except (OSError, ValueError) as error:
+            print(f"python benchmarks: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        print(records.document(*known)) if options.show else compare(*known)
+        return 0
     if options.list:
         width = max(map(len, catalog.BENCHMARKS))
         print("\n".join(f"{name:{width}}  {entry.title}" for name, entry in catalog.BENCHMARKS.items()))

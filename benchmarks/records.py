@@ -53,9 +53,16 @@ def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def notes(record: Mapping[str, Any]) -> list[str]:
-    """What is to be said of single rows, under the table."""
-    return [f"{name}, {row['work']}: {row['note']}" for name, row in rows_of(record) if row["note"]]
+def document(record: Mapping[str, Any]) -> str:
+    """The table of all rows, each benchmark named once; how many targets are met; what is to be said of single rows."""
+    lines, last = [], None
+    for name, row in rows_of(record):
+        lines.append(cells(name if name != last else "", row))
+        last = name
+    verdicts = [verdict(row) for _, row in rows_of(record)]
+    notes = [f"- {name}, {row['work']}: {row['note']}" for name, row in rows_of(record) if row["note"]]
+    counted = f"{verdicts.count(MET)} of {verdicts.count(MET) + verdicts.count(MISSED)} targets met."
+    return "\n".join([table(lines), "", counted, *([""] if notes else []), *notes])
 
 
 def slug(device: str) -> str:

@@ -49,6 +49,17 @@ def test_the_table_shows_what_was_measured(benchmark):
     assert len(widths) == 1
 
 
+def test_the_document_names_each_benchmark_once(benchmark):
+    record = {"benchmarks": {"x": found(row("a", note="why"), row("b", 2.0)), "y": found(row("c", None))}}
+    *lines, empty, counted, blank, note = benchmark("records").document(record).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:3]] for line in lines[2:]] == [
+        ["x", "a"],
+        ["", "b"],
+        ["y", "c"],
+    ]
+    assert (empty, counted, blank, note) == ("", "1 of 2 targets met.", "", "- x, a: why")
+
+
 def test_a_file_keeps_what_is_not_measured_anew(benchmark, tmp_path):
     records = benchmark("records")
     path = records.write(tmp_path, "NVIDIA H100 80GB", {"a": found(row(value=1.0)), "b": found(row(value=2.0))})
@@ -176,7 +187,7 @@ def test_a_benchmark_in_a_process_of_its_own(command, tmp_path):
     assert "broken: failed with exit code 1" in done.stderr
     assert "| the details |" in done.stdout
     assert "| 0.75 " in done.stdout
-    assert "1 targets met, 0 missed." in done.stdout
+    assert "1 of 1 targets met." in done.stdout
     assert "- good, work: on 1 core" in done.stdout
     (path,) = (tmp_path / "kept").glob("*.json")
     assert path.with_suffix(".png").read_bytes()[1:4] == b"PNG"
@@ -184,6 +195,8 @@ def test_a_benchmark_in_a_process_of_its_own(command, tmp_path):
     assert name == "good"
     done = command("--compare", str(path), str(path))
     assert (done.returncode, done.stdout.strip()[:14]) == (0, "Nothing moved:")
+    done = command("--show", str(path))
+    assert (done.returncode, "| good      | work |" in done.stdout) == (0, True)
 
 
 def test_check_times_nothing(command, tmp_path):
