@@ -17,8 +17,6 @@ from records import table
 
 from implicit_reg.experiments.machine import machine
 
-markdown = table
-
 PEERS = ("torch", "torchdiffeq", "curvlinops-for-pytorch", "pyhessian", "matfree", "diffrax", "scipy")
 
 
@@ -184,6 +182,11 @@ def environment() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         **{package: found for package in PEERS if (found := version(package))},
     }
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned."""
+    return table(rows, header)
 
 
 def number(x: float | None, digits: int = 2) -> str:
