@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from implicit_reg.flows import stochastic as fields
+from implicit_reg.orderings import epoch_orders, reverse_pair
 from implicit_reg.predictions import measure, orderings, stochastic
 from implicit_reg.predictions.prediction import Effort
 from implicit_reg.problems import load_problem
@@ -53,7 +54,7 @@ def test_a_loss_without_examples_is_refused(name):
 
 def test_a_population_is_all_paths():
     loss = lambda x, k: jnp.sum(jnp.cos(x + k) + x**2)  # noqa: E731
-    orders, x, h = orderings.epoch_orders(3), jnp.array([0.3]), 0.1
+    orders, x, h = epoch_orders(3), jnp.array([0.3]), 0.1
     runs = orderings.population(optax.sgd, loss, orders, 2)
     y = runs.start(None, h, x)
     for n in range(2):
@@ -84,24 +85,24 @@ def test_initial_states_are_multiplied():
 
 
 def test_samples_come_in_reverse_pairs_from_their_key(key):
-    drawn = orderings.epoch_orders(8, num_samples=10, key=key)
+    drawn = epoch_orders(8, num_samples=10, key=key)
     assert drawn.shape == (10, 8)
     assert (drawn[::2] == drawn[1::2, ::-1]).all()
     assert (np.sort(drawn, axis=1) == np.arange(8)).all()
-    assert (drawn == orderings.epoch_orders(8, num_samples=10, key=key)).all()
-    assert (drawn != orderings.epoch_orders(8, num_samples=10, key=jax.random.fold_in(key, 1))).any()
+    assert (drawn == epoch_orders(8, num_samples=10, key=key)).all()
+    assert (drawn != epoch_orders(8, num_samples=10, key=jax.random.fold_in(key, 1))).any()
 
 
 def test_what_is_refused(key):
     with pytest.raises(ValueError, match=r"from 7 on Monte Carlo is used: give `num_samples` and `key`"):
-        orderings.epoch_orders(7)
+        epoch_orders(7)
     with pytest.raises(ValueError, match="`key`"):
-        orderings.epoch_orders(7, num_samples=10)
+        epoch_orders(7, num_samples=10)
     with pytest.raises(ValueError, match="`num_samples`"):
-        orderings.epoch_orders(7, key=key)
+        epoch_orders(7, key=key)
     with pytest.raises(ValueError, match="must be even"):
-        orderings.epoch_orders(7, num_samples=11, key=key)
+        epoch_orders(7, num_samples=11, key=key)
     with pytest.raises(ValueError, match="more than 65536"):
-        orderings.population(optax.sgd, lambda x, k: jnp.sum(x), orderings.epoch_orders(6), 2)
+        orderings.population(optax.sgd, lambda x, k: jnp.sum(x), epoch_orders(6), 2)
     with pytest.raises(ValueError, match=r"each of 0\.\.m-1 once"):
-        orderings.reverse_pair([0, 0, 1])
+        reverse_pair([0, 0, 1])

@@ -13,7 +13,7 @@ FLOORS = (
     ("derivatives", "trajectory", "bseries"),
     ("problems", "losses", "transforms", "methods", "curvature"),
     ("descent", "flows"),
-    ("standstill", "slow_manifold", "compare", "predictions", "strength"),
+    ("orderings", "standstill", "slow_manifold", "compare", "predictions", "strength"),
     ("training", "experiments"),
     ("plots", "report", "cli"),
 )

@@ -57,6 +57,7 @@ from implicit_reg.flows.memory import (
 )
 from implicit_reg.flows.modified import gradient_field, modified_coefficients, modified_vector_field
 from implicit_reg.flows.principal import heavy_ball_radius, nesterov_radius, principal_terms
+from implicit_reg.flows.shuffled import ShuffledField, shuffled_vector_field
 from implicit_reg.flows.stochastic import (
     backstitch_shuffled_terms,
     kappa,
@@ -72,6 +73,7 @@ __all__ = [
     "EmpiricalField",
     "LinearMemory",
     "Rescaling",
+    "ShuffledField",
     "adaptive_coefficients",
     "alternating_game_terms",
     "asymmetry",
@@ -120,6 +122,7 @@ __all__ = [
     "sam_terms",
     "shuffled_parts",
     "shuffled_terms",
+    "shuffled_vector_field",
     "signed_steps_terms",
     "simultaneous_game_terms",
     "slow_moments",

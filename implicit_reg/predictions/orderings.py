@@ -1,4 +1,4 @@
-"""Orders of minibatches: all of them, reverse pairs, samples; and populations of runs that have gone through them.
+"""Populations of runs that have gone through sequences of minibatches.
 
 A sequence is a row of minibatch numbers, what one unit of time consists of: an order of all m for an epoch, or one
 number alone for a step with replacement. A population makes one run for every way to choose a sequence in each unit, so
@@ -7,7 +7,6 @@ that its mean is exact and nothing is random.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -24,75 +23,11 @@ from implicit_reg.descent import optimizer_step
 from implicit_reg.predictions.prediction import Recurrence
 
 if TYPE_CHECKING:
-    Key: TypeAlias = Array
     Sequences: TypeAlias = Int[np.ndarray, "K L"]
 else:
-    Key: TypeAlias = object
     Sequences: TypeAlias = object
 
-LARGEST_EXACT = 6  # minibatches whose orders are enumerated: 720; seven would be 5040
 MOST_RUNS = 2**16  # in a population
-
-
-def epoch_orders(
-    num_batches: Integer, *, num_samples: Integer | None = None, key: Key | None = None
-) -> Int[np.ndarray, "K m"]:
-    """All m! orders of an epoch or, where they are too many, a sample of them in reverse pairs.
-
-    Args:
-      num_batches: m; up to `LARGEST_EXACT` = 6 the orders are enumerated.
-      num_samples: how many orders to draw, an even number: each draw brings its reverse along, which cancels the
-        deviation of second order. To be fixed before looking at a result.
-      key: what the draws are made from; needed with `num_samples`, and only then.
-
-    Returns:
-      One order in each row; in a sample, rows 2j and 2j + 1 are a pair.
-
-    Raises:
-      TypeError, ValueError: m is too large for enumeration and no sample is asked for, or an argument is not as above.
-
-    Example:
-      >>> epoch_orders(3).tolist()
-      [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
-      >>> epoch_orders(8)
-      Traceback (most recent call last):
-      ...
-      ValueError: epoch_orders: `num_batches` must be at most 6 to enumerate all m! orders, got 8 (40320 orders); from \
-7 on Monte Carlo is used: give `num_samples` and `key`
-    """
-    _checks.check_integer("epoch_orders", "num_batches", num_batches)
-    if num_samples is None and key is None:
-        if num_batches > LARGEST_EXACT:
-            raise ValueError(
-                f"epoch_orders: `num_batches` must be at most {LARGEST_EXACT} to enumerate all m! orders, got "
-                f"{num_batches} ({math.factorial(int(num_batches))} orders); from {LARGEST_EXACT + 1} on Monte Carlo "
-                f"is used: give `num_samples` and `key`"
-            )
-        return np.array(list(itertools.permutations(range(int(num_batches)))), dtype=np.int32)
-    for argument, value in (("num_samples", num_samples), ("key", key)):
-        if value is None:
-            raise _checks.missing("epoch_orders", argument, "epoch_orders(m, num_samples=256, key=jax.random.key(0))")
-    _checks.check_integer("epoch_orders", "num_samples", num_samples, low=4, why="two reverse pairs give an error bar")
-    if num_samples % 2:
-        raise ValueError(
-            f"epoch_orders: `num_samples` must be even, for orders come in reverse pairs, got {num_samples}"
-        )
-    keys = jax.random.split(key, num_samples // 2)
-    drawn = np.asarray(jax.vmap(lambda key: jax.random.permutation(key, int(num_batches)))(keys), np.int32)
-    return np.stack([drawn, drawn[:, ::-1]], axis=1).reshape(num_samples, int(num_batches))
-
-
-def reverse_pair(order: Any) -> Int[np.ndarray, "2 m"]:
-    """An order and its reverse: their mean has the F_1 and the F_2 of the mean over all orders.
-
-    Example:
-      >>> reverse_pair([2, 0, 1]).tolist()
-      [[2, 0, 1], [1, 0, 2]]
-    """
-    order = np.asarray(order, np.int32)
-    if sorted(order.tolist()) != list(range(order.size)):
-        raise ValueError(f"reverse_pair: `order` must hold each of 0..m-1 once, got {order.tolist()}")
-    return np.stack([order, order[::-1]])
 
 
 def single_batches(num_batches: Integer) -> Int[np.ndarray, "m 1"]:
@@ -159,7 +94,7 @@ def population(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> loss = lambda x, k: 0.5 * jnp.sum((x - k) ** 2)
-      >>> both = population(optax.sgd, loss, epoch_orders(2), 1)
+      >>> both = population(optax.sgd, loss, np.array([[0, 1], [1, 0]]), 1)
       >>> runs = both.step(None, 0.5, 0, both.start(None, 0.5, jnp.array([2.0])))
       >>> runs.x.ravel().tolist(), both.read(runs).tolist()
       ([1.0, 0.75], [0.875])

@@ -15,10 +15,11 @@ import numpy as np
 import optax
 
 from implicit_reg.flows import stochastic as fields
+from implicit_reg.orderings import epoch_orders, reverse_pair
 from implicit_reg.predictions import epochs
 from implicit_reg.predictions.epochs import NUM_BATCHES, NUM_EPOCHS, over_epochs, shuffled_flow
 from implicit_reg.predictions.objective import Objective
-from implicit_reg.predictions.orderings import epoch_orders, population, reverse_pair, single_batches
+from implicit_reg.predictions.orderings import population, single_batches
 from implicit_reg.predictions.prediction import (
     Criterion,
     Effort,

@@ -9,7 +9,7 @@ from tolerances import DERIVATIVE, ROUND_OFF, assert_close
 from implicit_reg.derivatives import step_coefficients
 from implicit_reg.flows import modified_coefficients
 from implicit_reg.flows import stochastic as fields
-from implicit_reg.predictions.orderings import epoch_orders
+from implicit_reg.orderings import epoch_orders
 from implicit_reg.problems import load_problem
 
 pytestmark = pytest.mark.x64

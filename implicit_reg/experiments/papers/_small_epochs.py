@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 
 from implicit_reg._types import Integer
 from implicit_reg.descent import optimizer_step
+from implicit_reg.orderings import epoch_orders
 
 NUM_BATCHES, NUM_EXAMPLES, NUM_INPUTS, NUM_HIDDEN = 4, 12, 2, 3
 NUM_PARAMS = NUM_HIDDEN * (NUM_INPUTS + 2)
-ORDERS = np.array(list(itertools.permutations(range(NUM_BATCHES))), np.int32)
+ORDERS = epoch_orders(NUM_BATCHES)
 SEQUENCES = np.array(list(itertools.product(range(NUM_BATCHES), repeat=NUM_BATCHES)), np.int32)  # with replacement
 
 
