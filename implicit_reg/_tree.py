@@ -50,6 +50,17 @@ def like(tree: PyTree, reference: PyTree) -> PyTree:
     return jax.tree.map(lambda x, r: jnp.asarray(x).astype(jnp.result_type(r)), tree, reference)
 
 
+def strong(tree: PyTree) -> PyTree:
+    """Arrays without weak types, so that a loop carries them unchanged; an array that is strong is left as it is."""
+
+    def leaf(x):
+        if isinstance(x, jax.Array) and not x.weak_type:
+            return x
+        return jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x))
+
+    return jax.tree.map(leaf, tree)
+
+
 def all_finite(tree: PyTree) -> Array:
     """Whether every entry of every leaf is finite, as one boolean."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], dtype=bool))

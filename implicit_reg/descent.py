@@ -67,11 +67,6 @@ def optimizer_step(
     return optax.apply_updates(params, updates), state
 
 
-def _strong(params: Params) -> PyTree:
-    """Arrays without weak types, so that a loop carries them unchanged."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
-
-
 @dataclasses.dataclass(frozen=True)
 class UpdateMap:
     """One step of a method as a function of the step size and the parameters; made by `update_map`."""
@@ -94,7 +89,7 @@ class UpdateMap:
     def _run(self, h: Scalar, params: Params) -> tuple[PyTree, PyTree]:
         _checks.check_number("update_map", "h", h)
         _checks.check_floating("update_map", "params", params, allow_complex=True)
-        params = _strong(params)
+        params = _tree.strong(params)
         transformation = _transformation("update_map", self.method, h)
         state = transformation.init(params)
         _refuse_memory(state)
@@ -217,31 +212,60 @@ def descend(
     if num_steps % every:
         raise ValueError(f"descend: `every` must divide `num_steps`, got every={every} and num_steps={num_steps}")
     batches = _checks.check_batches("descend", batches, num_steps)
-    params = _strong(params)
+    params = _tree.strong(params)
     num_records = num_steps // every
     method, loss_fn, observe = map(_callables.hashable, (method, loss_fn, observe))
-    # Where something is being differentiated or compiled the loops have static lengths, so that reverse mode works;
-    # elsewhere the distance of two records is an operand, so that one compilation serves all step sizes with equally
-    # many records. What the method and the loss close over counts too: the constants of their trace show it.
     given, h = h, h if isinstance(h, jax.Array) else float(h)
     state = _checked_state(method, params, h, state)
+    # Numbers that the method computes from h are judged here, where h is one.
+    _transformation("descend", method, h)
+    run = functools.partial(_jitted_run, method, loss_fn, observe, num_records)
+    operands = (params, h, batches, state)
     try:
-        closed = jax.make_jaxpr(
-            lambda: _run(method, loss_fn, observe, num_records, every, params, h, batches, state)
-        )().consts
+        if _is_traced(method, loss_fn, observe, num_records, operands):
+            run = functools.partial(_run, method, loss_fn, observe, num_records)
+        recorded, observed, finite = run(every, *operands)
     except TypeError as error:
         error.add_note(f"descend calls loss_fn(params, *batch) with {len(batches)} batch arguments (`batches`).")
         raise
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, h, batches, state, closed)))
-    run = _run if traced else _jitted_run
-    recorded, observed = run(method, loss_fn, observe, num_records, every, params, h, batches, state)
     return Trajectory(
         t=record_times(np.arange(num_records + 1) * every, h),
         params=recorded,
         observed=observed,
-        finite=jax.vmap(_tree.all_finite)(recorded),
+        finite=finite,
         h=given,
     )
+
+
+class _ClosedOverTracer(Exception):
+    """What a method, a loss or an observer closes over is being transformed."""
+
+
+def _is_traced(method, loss_fn, observe, num_records: int, operands: PyTree) -> bool:
+    """Whether something is being differentiated or compiled: the loops then have static lengths for reverse mode.
+
+    Elsewhere the distance of two records is an operand, so that one compilation serves all step sizes with equally many
+    records. What the functions close over counts too: the constants of their trace show it.
+    """
+    leaves, structure = jax.tree.flatten(operands)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return True
+    try:
+        _check_closures(method, loss_fn, observe, num_records > 0, tuple(map(jax.typeof, leaves)), structure)
+    except _ClosedOverTracer:
+        return True
+    return False
+
+
+# A trace takes as long as thousands of small steps. Only its good end is kept: an exception is not, so that a cache of
+# functions never holds a tracer.
+@functools.lru_cache(maxsize=256)
+def _check_closures(method, loss_fn, observe, moves, types, structure) -> None:
+    run = functools.partial(_run, method, loss_fn, observe, int(moves), 1)
+    shapes = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak_type) for t in types]
+    closed = jax.make_jaxpr(run)(*jax.tree.unflatten(structure, shapes)).consts
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in closed):
+        raise _ClosedOverTracer
 
 
 def _checked_state(method: Method, params: PyTree, h: Scalar, state: PyTree | None) -> PyTree | None:
@@ -279,17 +303,21 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches, state
         return optax.apply_updates(params, updates), state
 
     def look(params):
-        return params, None if observe is None else observe(params)
+        seen = (params, None if observe is None else observe(params), _tree.all_finite(params))
+        return jax.tree.map(jnp.asarray, seen)
 
-    def record(carry, k):
-        carry = jax.lax.fori_loop(0, every, lambda i, carry: step(k * every + i, carry), carry)
-        return carry, look(carry[0])
+    def record(k, carry):
+        moving, records = carry
+        moving = jax.lax.fori_loop(0, every, lambda i, moving: step(k * every + i, moving), moving)
+        # Into one buffer that the loop updates in place: joining the start to what a scan has stacked copies all of it.
+        put = lambda records, leaf: jax.lax.dynamic_update_index_in_dim(records, leaf, k + 1, axis=0)  # noqa: E731
+        return moving, jax.tree.map(put, records, look(moving[0]))
 
     start = (params, transformation.init(params) if state is None else state)
+    records = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_records + 1, *leaf.shape)), look(params))
     if num_records == 0:
-        return jax.tree.map(lambda first: jnp.asarray(first)[None], look(params))
-    _, after = jax.lax.scan(record, start, jnp.arange(num_records, dtype=jnp.int32))
-    return jax.tree.map(lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest]), look(params), after)
+        return records
+    return jax.lax.fori_loop(0, num_records, record, (start, records))[1]
 
 
 _jitted_run = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))(_run)

@@ -8,7 +8,8 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
 
 from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, Observe, Params, Scalar, VectorField
@@ -68,37 +69,39 @@ def integrate(
     _checks.check_number("integrate", "h", h, low=0, exclusive=True, why="a field that ignores h takes any")
     _checks.check_integer("integrate", "max_steps", max_steps)
     ts = _checks.check_times("integrate", "ts", ts)
-    params = jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
+    params = _tree.strong(params)
     dtype = _tree.real_dtype(params)
     if dtype not in DEFAULT_TOLERANCE:
         raise ValueError(
             f"integrate: `params` must be float32 or float64, got {dtype}, in which a comparison of flows means nothing"
         )
+    working = _tree.widest_dtype(params)
     tolerances = tuple(
-        _checks.check_tolerance("integrate", name, value, DEFAULT_TOLERANCE[dtype], dtype)
+        np.asarray(_checks.check_tolerance("integrate", name, value, DEFAULT_TOLERANCE[dtype], dtype), working)
         for name, value in (("rtol", rtol), ("atol", atol))
     )
-    working = _tree.widest_dtype(params)
     field, observe = _callables.hashable(field), _callables.hashable(observe)
-    derivative = jax.eval_shape(field, jax.ShapeDtypeStruct((), working), params, jnp.asarray(h, working))
-    _checks.check_same_tree("integrate", "field(t, params, h)", derivative, "params", params)
-    recorded, observed, report = solve(
-        field, observe, tolerances, int(max_steps), params, jnp.asarray(ts, working), jnp.asarray(h, working)
-    )
-    finite = jax.vmap(_tree.all_finite)(recorded)
+    # NumPy numbers enter a compiled program without a program of their own.
+    times, number = (x.astype(working) if isinstance(x, jax.Array) else np.asarray(x, working) for x in (ts, h))
+    recorded, observed, finite, report = solve(field, observe, tolerances, int(max_steps), params, times, number)
     return Trajectory(t=ts, params=recorded, observed=observed, finite=finite, h=h, solver=report)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def solve(
     field, observe, tolerances, max_steps, params, ts, h
-) -> tuple[PyTree[Array], PyTree[Array] | None, SolverReport]:
-    """The solution at `ts`, in the dtype of `ts`; `h` may be any pytree that the field understands."""
+) -> tuple[PyTree[Array], PyTree[Array] | None, Bool[Array, " K"], SolverReport]:
+    """The solution at `ts` in the dtypes of `params`, what is observed, which records are finite, and the report.
+
+    It works in the dtype of `ts`; `h` may be any pytree that the field understands.
+    """
     rtol, atol = tolerances
     results = diffrax.RESULTS
 
     def derivative(t, x, h):
-        return jax.tree.map(lambda d: d.astype(ts.dtype), field(t, _tree.like(x, params), h))
+        found = field(t, _tree.like(x, params), h)
+        _checks.check_same_tree("integrate", "field(t, params, h)", found, "params", params)
+        return jax.tree.map(lambda d: jnp.asarray(d).astype(ts.dtype), found)
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
@@ -124,4 +127,5 @@ def solve(
         out_of_steps=solution.result == results.max_steps_reached,
         step_vanished=solution.result == results.dt_min_reached,
     )
-    return recorded, None if observe is None else jax.lax.map(observe, recorded), report
+    observed = None if observe is None else jax.lax.map(observe, recorded)
+    return recorded, observed, jax.vmap(_tree.all_finite)(recorded), report
