@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import PyTree
 from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, Loss, OneStepMap, Params, Scalar
 from implicit_reg.derivatives import step_coefficients
+from implicit_reg.flows.jets import BASE, Index, Jet
 
 
 def check_field_arguments(function: str, params: Params, h: Scalar) -> PyTree:
@@ -103,36 +105,72 @@ def _coefficients(function: str, update_map: OneStepMap, order: Integer) -> Call
         _checks.check_same_tree(function, "update_map(h, params)", after, "params", x)
         return _tree.like(after, x)
 
-    def table(n: int) -> Callable[[Params], dict[tuple[int, int], PyTree]]:
-        """x -> {(k, m): S_{k,m}(x)} for k <= m <= n.
+    # One program: operation by operation, every coefficient of every intermediate value would be compiled by itself.
+    return jax.jit(lambda x: _series(functools.partial(step_coefficients, step, order=int(order)), x, int(order)))
 
-        Two ways to the recursion: (1) a function for each S_{k,m}, differentiated along each f_j; (2) the whole lower
-        table differentiated at once along each f_j. (1) traces a program that grows tenfold with the order and leaves
-        it to XLA to find what repeats; (2) grows threefold. We do (2).
-        """
-        if n == 1:
-            return lambda x: {(1, 1): step_coefficients(step, x, 1)[0]}
 
-        def fn(x):
-            # The lower table apart, though the first `jvp` has it too: XLA then finds more of what repeats (5.4
-            # gradients instead of 6.4 at order 3, 17.8 instead of 19.4 at order 4).
-            sums = table(n - 1)(x)
-            along = {j: jax.jvp(table(n - j), (x,), (sums[1, j],))[1] for j in range(1, n)}
-            total = step_coefficients(step, x, n)[-1]
-            for k in range(2, n + 1):
-                terms = (along[j][k - 1, n - j] for j in range(1, n - k + 2))
-                sums[k, n] = jax.tree.map(lambda leaf, *rest: sum(rest, start=leaf), *terms)
-                total = _tree.axpy(-1.0 / math.factorial(k), sums[k, n], total)
-            sums[1, n] = total
-            return sums
+def _bernoulli(n: int) -> Fraction:
+    """`B_n`, with `B_1 = -1/2`."""
+    if n == 0:
+        return Fraction(1)
+    return -sum((math.comb(n + 1, k) * _bernoulli(k) for k in range(n)), start=Fraction(0)) / (n + 1)
 
-        return fn
 
-    def coefficients(x):
-        sums = table(order)(x)
-        return tuple(sums[1, n] for n in range(1, order + 1))
+def _series(coefficients: Callable[[Params], tuple[PyTree, ...]], x: PyTree, order: int) -> tuple[PyTree, ...]:
+    """`f_1, ..., f_order` at `x`, from the functions `d_1, ..., d_order`.
 
-    return coefficients
+    With `u = d_1 + h d_2 + ...` and the solution `X(t) = x + sum X_{k,j} t^k h^j` the relation of
+    `modified_coefficients` reads, by powers of t and h,
+
+        (k+1) X_{k+1,j} = sum_{m=0..j} B_m binom(k+m, m) [t^{k+m} h^{j-m}] u(h, X(t)),      f_n = X_{1,n-1},
+
+    in which only lower powers of X occur on the right.
+    """
+    like = jax.tree.leaves(x)
+    width, treedef = len(like), jax.tree.structure(x)
+    jet = Jet(coefficients, x)
+    found: dict[Index, list[list]] = {}  # of d_1, ..., d_order, the coefficients by leaf
+
+    def keep(index, leaves):
+        found[index] = [leaves[k : k + width] for k in range(0, len(leaves), width)]
+
+    def total(terms):
+        """`sum w c` over the pairs, as a tree; None stands for zero among the leaves."""
+        sums: list = [None] * width
+        for w, leaves in terms:
+            for k, leaf in enumerate(leaves):
+                if leaf is not None:
+                    term = leaf if w == 1 else jnp.asarray(float(w), leaf.dtype) * leaf
+                    sums[k] = term if sums[k] is None else sums[k] + term
+        return treedef.unflatten([jnp.zeros_like(x) if s is None else s for s, x in zip(sums, like, strict=True)])
+
+    def solution(k, j):
+        """`X_{k,j}`."""
+        terms = []
+        for m in filter(_bernoulli, range(j + 1)):
+            w = _bernoulli(m) * math.comb(k - 1 + m, m) / k
+            terms += [(w, found[k - 1 + m, i][j - m - i]) for i in range(j - m + 1) if (k - 1 + m, i) in found]
+        return total(terms)
+
+    keep(BASE, jet.value)
+    curve = {(1, 0): solution(1, 0)}
+    for degree in range(1, order):
+        # No coefficient of X in h alone; those of low degree in t first, for the others need them.
+        indices = [(degree - j, j) for j in reversed(range(degree))]
+        if degree < order - 1:
+            for index in indices:
+                keep(index, jet(index, curve[index]))
+            curve |= {(degree + 1 - j, j): solution(degree + 1 - j, j) for j in range(degree + 1)}
+        else:
+            # Of the last degree only one sum over m is needed, in which the highest powers of X occur linearly: their
+            # combination takes the place of one of them, and the others are left out.
+            indices = [(m, j) for m, j in indices if _bernoulli(m)]
+            last = indices[-1]
+            merged = total((_bernoulli(m) / _bernoulli(last[0]), jax.tree.leaves(curve[m, j])) for m, j in indices)
+            for index in indices:
+                keep(index, jet(index, merged if index == last else None))
+            curve[1, degree] = solution(1, degree)
+    return tuple(curve[1, j] for j in range(order))
 
 
 @dataclasses.dataclass(frozen=True)
