@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from implicit_reg import _tree
+from implicit_reg import _checks, _products, _tree
+from implicit_reg._products import Reader
+from implicit_reg.losses import _gram
+from implicit_reg.losses._gram import Rows
 from implicit_reg.losses._pure import PureLoss
 
 _TWICE = (
@@ -44,57 +47,93 @@ class Microbatches(NamedTuple):
 class PenalizedLoss:
     """The penalized loss of one `PureLoss`, its derivative, and their means over microbatches."""
 
-    def __init__(self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, cut: Microbatches | None):
+    def __init__(
+        self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, gram: bool, cut: Microbatches | None
+    ):
         self.function, self.pure, self.cut = function, pure, cut
         self.masked = [j for j, chosen in enumerate(mask) if chosen]
         self.penalize = penalize and bool(self.masked)
+        self.rows = Rows(pure.program, self._leaves() if gram and self.penalize else {}, first=1)
+        self.formed = [j for j in self.masked if j not in self.rows.leaves]
 
     def __call__(self, strength) -> tuple[jax.Array, list, list]:
         call = jax.custom_jvp(lambda strength, *inputs: self._value(strength, inputs))
         call.defjvp(self._jvp, symbolic_zeros=True)
         return call(strength, *self.pure.inputs)
 
+    def _leaves(self) -> dict[int, _gram.Leaf]:
+        """The penalized weights whose gradients are better not formed."""
+        pure, reader = self.pure, Reader(self.pure.program)
+        found = {
+            j: _gram.read(pure.program, reader, pure.program.invars[pure.own[j]], pure.program.outvars[1 + j])
+            for j in self.masked
+        }
+        leaves = {j: leaf for j, leaf in found.items() if isinstance(leaf, _gram.Leaf)}
+        if not leaves:
+            paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(pure.parameters)]
+            reasons = "; ".join(f"{_checks.path_name('params', paths[j])}: {why}" for j, why in found.items())
+            raise ValueError(
+                f"{self.function}: `gram` must be False where no penalized weight is a factor of rows, got True; "
+                f"{reasons}. Without `gram` every loss has its penalty."
+            )
+        return {j: leaf for j, leaf in leaves.items() if leaf.pays()}
+
     def _value(self, strength, inputs):
         (total,), aux, state = self._mean(self._piece, strength, inputs)
         return total.astype(self.pure.dtype), aux, state
 
     def _piece(self, strength, inputs):
-        value, gradients, aux, state = self.pure.run(inputs)
-        square = _tree.squared_norm([gradients[j] for j in self.masked])
+        outputs, products, _ = self.rows.run(inputs, self.rows.zeros())
+        value, gradients, aux, state = self.pure.split(outputs)
+        square = self._square(gradients, products)
         return (self._total(value, strength, square),), aux, state
+
+    def _square(self, gradients, products):
+        formed = _tree.squared_norm([gradients[j] for j in self.formed])
+        return sum((_gram.squared_norm(product) for product in products.values()), start=formed)
 
     def _total(self, value, strength, square):
         return value + strength * square if self.penalize else value.astype(strength.dtype)
 
     def _directed_piece(self, strength, inputs):
         """The piece with the derivatives of its value: `square` in the strength, `g + 2 strength H M g` in params."""
-        pure, positions = self.pure, [self.pure.own[j] for j in self.masked]
+        pure, rows, positions = self.pure, self.rows, [self.pure.own[j] for j in self.formed]
 
-        def gradients_at(masked):
-            value, gradients, aux, state = pure.run(_replaced(inputs, positions, masked))
-            return gradients, (value, aux, state)
+        def gradients_at(moved, taps):
+            outputs, products, others = rows.run(_replaced(inputs, positions, moved), taps)
+            value, gradients, aux, state = pure.split(outputs)
+            return (gradients, {j: p.right for j, p in products.items()}), (value, aux, state, products, others)
 
+        still = [inputs[i] for i in positions], rows.zeros()
         if not self.penalize:
-            gradients, (value, aux, state) = gradients_at([inputs[i] for i in positions])
+            (gradients, _), (value, aux, state, *_) = gradients_at(*still)
             return (self._total(value, strength, 0), jnp.zeros_like(strength), gradients), aux, state
         # Three routes for H g: (1) reverse over reverse, what `grad` of ||grad L||^2 does: 9 gradients on convolutions;
         # (2) `jvp` of the gradient, which evaluates it twice; (3) `linearize`, which shares it: 2.6. We do (3).
         try:
-            gradients, product, (value, aux, state) = jax.linearize(
-                gradients_at, [inputs[i] for i in positions], has_aux=True
+            (gradients, _), push, (value, aux, state, products, others) = jax.linearize(
+                gradients_at, *still, has_aux=True
             )
         except Exception as error:
             error.add_note(_TWICE.format(function=self.function))
             raise
-        penalized = [gradients[j] for j in self.masked]
-        square = _tree.squared_norm(penalized)
-        products = product([jnp.conj(g) for g in penalized])
+        square = self._square(gradients, products)
+        tangents = [jnp.conj(gradients[j]) for j in self.formed], rows.directions(products, others)
+        turned, turned_right = _products.gathered(push, *tangents)
+        moving = rows.moving(positions)
 
-        def direction(g, hg):
+        def direction(j):
+            g, hg = gradients[j], turned[j]
             dtype = jnp.promote_types(g.dtype, jnp.float32)
-            return g.astype(dtype) + (2 * strength).astype(jnp.finfo(dtype).dtype) * hg.astype(dtype)
+            scale = (2 * strength).astype(jnp.finfo(dtype).dtype)
+            if j not in rows.leaves:
+                return g.astype(dtype) + scale * hg.astype(dtype)
+            product = products[j]
+            terms = [product._replace(right=product.right + scale * turned_right[j])]
+            # The features of a first layer are data.
+            return _products.total(terms + [product._replace(left=scale * hg)] * moving[j])
 
-        directions = [direction(g, hg) for g, hg in zip(gradients, products, strict=True)]
+        directions = [direction(j) for j in range(len(gradients))]
         return (self._total(value, strength, square), square, directions), aux, state
 
     def _mean(self, piece, strength, inputs):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core
 from jax.tree_util import SequenceKey, keystr
 
-from implicit_reg import _checks
+from implicit_reg import _checks, _products
 from implicit_reg._types import Loss
 
 _ARRAY = object()  # stands for an array among static leaves
@@ -27,7 +27,7 @@ class PureLoss(NamedTuple):
     """What `trace` makes.
 
     Attributes:
-      run: `run(inputs) -> (value, gradients, aux, state)`: lists of arrays but for the value.
+      program: from the inputs to what `split` takes, apart: `(value, gradients, aux, state)`, lists but for the value.
       inputs: the arrays: of the parameters, the batch and the keyword arguments, and then of the closure.
       own: `gradients[j]` is the derivative with respect to `inputs[own[j]]`.
       batch: which inputs came with `*batch`.
@@ -38,7 +38,8 @@ class PureLoss(NamedTuple):
       finish: `finish(aux, state)` writes the state into the model and rebuilds the auxiliary output.
     """
 
-    run: Callable[[Sequence], tuple[jax.Array, list, list, list]]
+    program: core.Jaxpr
+    split: Callable[[Sequence], tuple[jax.Array, list, list, list]]
     inputs: list
     own: list[int]
     batch: list[int]
@@ -47,6 +48,10 @@ class PureLoss(NamedTuple):
     paths: list[tuple]
     dtype: Any
     finish: Callable[[list, list], Any]
+
+    def run(self, inputs: Sequence) -> tuple[jax.Array, list, list, list]:
+        """`(value, gradients, aux, state)` of these inputs."""
+        return self.split(_products.run(self.program, inputs))
 
 
 class _Arguments:
@@ -184,9 +189,7 @@ def trace(
     inward, outward = program.jaxpr.invars, program.jaxpr.outvars[ends[2] :]
     changed = [j for j, out in enumerate(outward) if out is not inward[origin[j]]]
 
-    def run(inputs):
-        values, constants = inputs[: len(arrays)], inputs[len(arrays) :]
-        out = core.jaxpr_as_fun(core.ClosedJaxpr(program.jaxpr, list(constants)))(*values)
+    def split(out):
         return out[0], out[1 : ends[1]], out[ends[1] : ends[2]], [out[ends[2] + j] for j in changed]
 
     def finish(aux, state):
@@ -199,7 +202,8 @@ def trace(
         return jax.tree.unflatten(structure["aux"], filled)
 
     return PureLoss(
-        run=run,
+        program=_products.opened(program.jaxpr),
+        split=split,
         inputs=[leaves[i] for i in arrays] + list(program.consts),
         own=[arrays.index(i) for i in structure["own"]],
         batch=[j for j, i in enumerate(arrays) if i in arguments.of_batch],

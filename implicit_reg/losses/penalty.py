@@ -15,9 +15,11 @@ from implicit_reg.losses._penalized import Microbatches, PenalizedLoss
 from implicit_reg.losses._pure import trace
 
 if TYPE_CHECKING:
+    Flag: TypeAlias = bool
     Mask: TypeAlias = PyTree[bool] | Callable[[Params], PyTree[bool]] | None
     Differentiate: TypeAlias = Callable[..., Callable]
 else:
+    Flag: TypeAlias = object  # judged by `_checks`
     Mask: TypeAlias = object
     Differentiate: TypeAlias = object  # like jax.value_and_grad
 
@@ -29,6 +31,7 @@ def gradient_penalized(
     mask: Mask = None,
     has_aux: bool = False,
     value_and_grad: Differentiate = jax.value_and_grad,
+    gram: Flag = False,
 ) -> Callable:
     """Adds the squared norm of the gradient to a loss.
 
@@ -78,12 +81,12 @@ def gradient_penalized(
       [barrett2021], [smith2021], [geiping2022]
     """
     function = "gradient_penalized"
-    _check(function, loss_fn, strength, mask, has_aux, value_and_grad)
+    _check(function, loss_fn, strength, mask, has_aux, value_and_grad, gram)
     if _off(strength):
         return loss_fn
 
     def loss(params, *batch, **kwargs):
-        return _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, None, params, batch, kwargs)
+        return _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, gram, None, params, batch, kwargs)
 
     return loss
 
@@ -97,6 +100,7 @@ def microbatch_gradient_penalized(
     has_aux: bool = False,
     value_and_grad: Differentiate = jax.value_and_grad,
     unroll: bool = False,
+    gram: Flag = False,
 ) -> Callable:
     """Adds the mean squared norm of the microbatches' gradients to their mean loss.
 
@@ -142,22 +146,23 @@ def microbatch_gradient_penalized(
       [smith2021], [geiping2022], [novack2023]
     """
     function = "microbatch_gradient_penalized"
-    _check(function, loss_fn, strength, mask, has_aux, value_and_grad)
+    _check(function, loss_fn, strength, mask, has_aux, value_and_grad, gram)
     _checks.check_integer(function, "num_microbatches", num_microbatches)
     _checks.check_flag(function, "unroll", unroll)
     cut = Microbatches(int(num_microbatches), bool(unroll))
 
     def loss(params, *batch, **kwargs):
-        return _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, cut, params, batch, kwargs)
+        return _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, gram, cut, params, batch, kwargs)
 
     return loss
 
 
-def _check(function: str, loss_fn: Any, strength: Any, mask: Any, has_aux: Any, value_and_grad: Any) -> None:
+def _check(function: str, loss_fn: Any, strength: Any, mask: Any, has_aux: Any, value_and_grad: Any, gram: Any) -> None:
     _checks.check_callable(function, "loss_fn", loss_fn, "loss_fn(params, *batch, **kwargs)")
     _checks.check_number(function, "strength", strength)
     _checks.check_flag(function, "has_aux", has_aux)
     _checks.check_callable(function, "value_and_grad", value_and_grad, "as jax.value_and_grad")
+    _checks.check_flag(function, "gram", gram)
     if mask is not None and not _checks.is_function(mask):
         _checks.check_mask(function, "mask", mask, mask)
 
@@ -166,7 +171,7 @@ def _off(strength: Any) -> bool:
     return _checks.is_concrete(strength) and bool(strength == 0)
 
 
-def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, cut, params, batch, kwargs):
+def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, gram, cut, params, batch, kwargs):
     pure = trace(function, loss_fn, value_and_grad, has_aux, params, batch, kwargs, None if cut is None else cut.number)
     if cut is not None:
         _checks.check_equal_lengths(function, [pure.inputs[i] for i in pure.batch])
@@ -176,7 +181,7 @@ def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, cut, p
         tree = mask(pure.parameters) if _checks.is_function(mask) else mask
         chosen = _checks.check_path_mask(function, "mask", tree, paths, pure.paths)
     dtype = jnp.result_type(jnp.float32, pure.dtype, *(jnp.finfo(pure.inputs[i].dtype).dtype for i in pure.own))
-    penalized = PenalizedLoss(function, pure, chosen, not _off(strength), cut)
+    penalized = PenalizedLoss(function, pure, chosen, not _off(strength), gram, cut)
     value, aux, state = penalized(jnp.asarray(strength, dtype))
     aux = pure.finish(aux, state)
     return (value, aux) if has_aux else value
