@@ -214,8 +214,7 @@ def test_fingerprints_see_code_and_what_it_closes_over():
 
 
 def test_one_compilation_for_each_combination_of_constants():
-    """Two widths times two texts are four programs, however many numbers there are; each is traced for its shapes,
-    and once more to be compiled."""
+    """Two widths times two texts are four programs, however many numbers there are, each traced once."""
     traces = []
 
     def fn(key, h, width, name):
@@ -225,7 +224,7 @@ def test_one_compilation_for_each_combination_of_constants():
     axes = {"width": static([2, 3]), "name": ["a", "bb"], "h": [0.1, 1, 2.0], "seed": range(4)}
     seen = []
     runs = sweep(fn, axes, key=KEY, width=8, report=seen.append)
-    assert len(traces) == 8
+    assert len(traces) == 4
     assert seen[0].programs == 4
     assert set(traces) == {(w, n, jnp.result_type(float)) for w in (2, 3) for n in ("a", "bb")}
     assert runs.grid("value").shape == (2, 2, 3, 4)
@@ -312,18 +311,28 @@ def test_more_devices_than_there_are():
         sweep_mesh(9)
 
 
-def test_an_error_while_tracing_stops_the_sweep_and_finished_chunks_stay(tmp_path):
-    calls = []
+def test_an_error_in_a_later_program_stops_the_sweep_and_finished_chunks_stay(tmp_path):
+    def fail(x):
+        raise RuntimeError("cannot run b")
 
     def fn(key, name):
-        calls.append(name)
-        if name == "b" and len(calls) > 3:
+        one = jnp.float32(1)
+        return jax.pure_callback(fail, one, one, vmap_method="sequential") if name == "b" else one
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot run b"):
+        sweep(fn, {"name": ["a", "b"]}, key=KEY, width=1, folder=tmp_path)
+    assert load_sweep(tmp_path).settings == {"name": ["a"]}
+
+
+def test_an_error_while_tracing_leaves_no_folder(tmp_path):
+    def fn(key, name):
+        if name == "b":
             raise RuntimeError("cannot trace b")
         return jnp.float32(1)
 
     with pytest.raises(RuntimeError, match="cannot trace b"):
-        sweep(fn, {"name": ["a", "b"]}, key=KEY, width=1, folder=tmp_path)
-    assert load_sweep(tmp_path).settings == {"name": ["a"]}
+        sweep(fn, {"name": ["a", "b"]}, key=KEY, width=1, folder=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_out_of_memory_says_what_to_do(monkeypatch):

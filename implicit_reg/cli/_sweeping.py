@@ -218,7 +218,15 @@ def _line(progress: Any) -> str:
         words.append(f"{progress.diverged} diverged")
     if progress.programs > 1:
         words.append(f"{progress.programs} programs")
+    if progress.memory is not None and progress.done == progress.reused:
+        device, devices = _mebibytes(progress.memory.device), progress.memory.devices
+        each = f" on each of {devices} devices" if devices > 1 else ""
+        words.append(f"{device} a call{each} and {_mebibytes(progress.memory.host)} of results")
     words.append(f"{progress.elapsed:.0f} s")
     if progress.left == progress.left and progress.done < progress.total:
         words.append(f"about {progress.left:.0f} s to go")
     return ", ".join(words)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB"

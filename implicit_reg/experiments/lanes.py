@@ -11,7 +11,7 @@ on one. We do (2); it costs a compilation per device, and these run side by side
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -86,12 +86,35 @@ class Lanes:
         """How many blocks of `width` runs one call takes, over all processes."""
         return len(self._devices)
 
+    @property
+    def num_local(self) -> int:
+        """How many of them this process takes."""
+        return sum(device.process_index == jax.process_index() for device in self._devices)
+
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of each output of one run; nothing is computed."""
-        scalar = {name: jax.ShapeDtypeStruct((), dtype) for name, dtype in self._dtypes.items()}
-        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        """Shape and dtype of each output of one run; nothing is computed, and the trace serves the compilation too."""
+        lanes = {name: jax.ShapeDtypeStruct((self._width,), dtype) for name, dtype in self._dtypes.items()}
+        seeds = jax.ShapeDtypeStruct((self._width,), jnp.uint32)
         root = jax.ShapeDtypeStruct(self._root.shape, self._root.dtype)
-        return jax.eval_shape(self._lane, root, seed, scalar)
+        outputs = self._program.eval_shape(root, seeds, lanes)
+        return {path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in outputs.items()}
+
+    def device_bytes(self) -> int | None:
+        """Arguments, outputs and temporaries of a call on one device; None where no program is compiled here yet, or
+        where its compiler does not say."""
+        known = [program.memory_analysis() for program in self._compiled.values()]
+        return max(
+            (m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes for m in known if m is not None),
+            default=None,
+        )
+
+    def prepare(self, blocks: Sequence[Sequence[int]]) -> None:
+        """Compiles what a call with these blocks needs.
+
+        Args:
+          blocks: as of a call.
+        """
+        self._compile(self._placed(blocks))
 
     def __call__(self, blocks: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         """Runs up to `num_blocks` blocks of at most `width` rows, each on a device of its own.
@@ -102,19 +125,23 @@ class Lanes:
         Returns:
           Path to array; leading axis: all the rows, in order; in every process.
         """
-        here = jax.process_index()
-        mine = [k for k in range(len(blocks)) if self._devices[k].process_index == here]
-        arguments = {k: jax.device_put(self._arguments(blocks[k]), self._devices[k]) for k in mine}
-        self._compile([self._devices[k] for k in mine], arguments.values())
+        arguments = self._placed(blocks)
+        self._compile(arguments)
         # All are started before the first is waited for.
-        started = {k: self._compiled[self._devices[k]](*arguments[k]) for k in mine}
-        outputs = {k: jax.tree.map(np.asarray, started[k]) for k in mine}
+        started = {k: self._compiled[self._devices[k]](*placed) for k, placed in arguments.items()}
+        outputs = {k: jax.tree.map(np.asarray, outputs) for k, outputs in started.items()}
         if jax.process_count() > 1:
             outputs = self._exchange(outputs, len(blocks))
         return {
             path: np.concatenate([outputs[k][path][: len(block)] for k, block in enumerate(blocks)])
             for path in outputs[0]
         }
+
+    def _placed(self, blocks: Sequence[Sequence[int]]) -> dict[int, tuple]:
+        """The arguments of the blocks that this process computes, on their devices."""
+        here = jax.process_index()
+        mine = [k for k in range(len(blocks)) if self._devices[k].process_index == here]
+        return {k: jax.device_put(self._arguments(blocks[k]), self._devices[k]) for k in mine}
 
     def _arguments(self, block: Sequence[int]) -> tuple:
         rows = list(block) + [block[-1]] * (self._width - len(block))
@@ -124,12 +151,12 @@ class Lanes:
         }
         return self._root, np.array([self._runs.seed(row) for row in rows], np.uint32), operands
 
-    def _compile(self, devices: Sequence[jax.Device], arguments: Iterable[tuple]) -> None:
+    def _compile(self, arguments: Mapping[int, tuple]) -> None:
         """Compiles where there is no program yet, side by side; tracing stays in this thread, as x64 belongs to it."""
         traced = {
-            device: self._program.lower(*placed)
-            for device, placed in zip(devices, arguments, strict=True)
-            if device not in self._compiled
+            self._devices[k]: self._program.lower(*placed)
+            for k, placed in arguments.items()
+            if self._devices[k] not in self._compiled
         }
         if len(traced) == 1:
             self._compiled |= {device: program.compile() for device, program in traced.items()}

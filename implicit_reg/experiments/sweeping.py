@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,11 +17,21 @@ from jax.sharding import Mesh
 
 from implicit_reg import _checks
 from implicit_reg._types import Axes, Integer, Key, SweptFunction
-from implicit_reg.experiments.axes import Runs, describe, expand, make_runs
+from implicit_reg.experiments.axes import expand, make_runs
 from implicit_reg.experiments.identity import configuration
 from implicit_reg.experiments.kept import Kept
 from implicit_reg.experiments.lanes import Lanes
 from implicit_reg.experiments.machine import machine
+from implicit_reg.experiments.planning import (
+    Block,
+    SweepMemory,
+    blocks_of_chunk,
+    calls_of,
+    check_shared,
+    common_shapes,
+    make_plan,
+    memory_of,
+)
 from implicit_reg.experiments.results import SweepResult
 from implicit_reg.experiments.store import Store, load
 
@@ -36,6 +47,8 @@ class Progress(NamedTuple):
       programs: how many are compiled: one for each combination of constants.
       elapsed: seconds since the call.
       left: estimated seconds to go; NaN before the first chunk.
+      memory: what the programs compiled so far need, the first of them before the first chunk; None where nothing is
+        left to do, or where the compiler does not say.
     """
 
     done: int
@@ -45,17 +58,11 @@ class Progress(NamedTuple):
     programs: int
     elapsed: float
     left: float
+    memory: SweepMemory | None
 
 
 class SweepStoppedError(_checks.ImplicitRegError):
     """`should_stop` asked for the end; what was finished is in the folder."""
-
-
-class Block(NamedTuple):
-    """Rows that share a call of a program: at most `width`."""
-
-    program: int
-    rows: tuple[int, ...]
 
 
 def sweep(
@@ -121,14 +128,7 @@ def sweep(
       ((2, 3), {'ok'})
     """
     start = time.monotonic()
-    _checks.check_callable("sweep", "fn", fn, "fn(key, **settings) -> pytree of arrays")
-    _checks.check_integer("sweep", "width", width)
-    if chunk is not None:
-        _checks.check_integer("sweep", "chunk", chunk)
-        if chunk % width:
-            raise ValueError(f"sweep: `chunk` must be a multiple of width={width}, got {chunk}")
-    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise TypeError(f"sweep: `key` must be one typed key such as jax.random.key(0), got {key!r}")
+    check_shared("sweep", fn, key, width, chunk)
     if resume and folder is None:
         raise ValueError("sweep: `resume` needs the `folder` that is to be continued")
     try:
@@ -136,16 +136,18 @@ def sweep(
     except (TypeError, ValueError) as error:
         raise TypeError(f"sweep: `identity` must be what JSON can hold, with finite numbers: {error}") from error
     runs = make_runs(axes)
-    programs, blocks = _plan(fn, runs, key, int(width), mesh)
-    shapes = _common_shapes(programs, runs, blocks)
+    programs, blocks = make_plan(fn, runs, key, int(width), mesh)
+    shapes = common_shapes(programs, runs, blocks)
     environment = machine()
     config = configuration(fn, runs, key, int(width), identity)
     with contextlib.ExitStack() as stack:
         store = _open(stack, folder, config, environment, resume, allow_mixed)
         kept = Kept(runs, shapes, store)
         pending = [block for block in range(len(blocks)) if not kept.has(blocks[block].rows)]
-        calls = programs[0].num_blocks
-        size = calls if chunk is None else max(calls, int(chunk) // int(width))
+        size = blocks_of_chunk(programs, width, chunk)
+        for program, rows in itertools.islice(calls_of(programs, [blocks[block] for block in pending[:size]]), 1):
+            with _memory_errors(int(width)):
+                programs[program].prepare(rows)
         reused, began = kept.done, time.monotonic()
 
         def tell():
@@ -154,7 +156,8 @@ def sweep(
                 rate = (time.monotonic() - began) / fresh if fresh else math.nan
                 left = rate * (len(runs) - kept.done) if kept.done < len(runs) else 0.0
                 elapsed = time.monotonic() - start
-                report(Progress(kept.done, len(runs), reused, kept.diverged, len(programs), elapsed, left))
+                memory = memory_of(programs, shapes, len(runs), int(width), size)
+                report(Progress(kept.done, len(runs), reused, kept.diverged, len(programs), elapsed, left, memory))
 
         tell()
         for first in range(0, len(pending), size):
@@ -203,63 +206,26 @@ def load_sweep(folder: str | os.PathLike) -> SweepResult:
     )
 
 
-def _plan(
-    fn: Callable[..., Any], runs: Runs, key: jax.Array, width: int, mesh: Mesh | None
-) -> tuple[list[Lanes], list[Block]]:
-    """The programs, and the rows cut into blocks that depend on the grid and the width alone."""
-    members: dict[Any, list[int]] = {}
-    for row in range(len(runs)):
-        members.setdefault(runs.program(row), []).append(row)
-    programs = [Lanes(fn, runs, rows[0], key, width, mesh) for rows in members.values()]
-    blocks = [
-        Block(program, tuple(rows[at : at + width]))
-        for program, rows in enumerate(members.values())
-        for at in range(0, len(rows), width)
-    ]
-    return programs, blocks
-
-
-def _common_shapes(programs: list[Lanes], runs: Runs, blocks: list[Block]) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = [program.shapes() for program in programs]
-    for program, other in enumerate(shapes[1:], 1):
-        if other != shapes[0]:
-            row = next(block.rows[0] for block in blocks if block.program == program)
-            names = sorted(name for name in {*other, *shapes[0]} if other.get(name) != shapes[0].get(name))
-            raise ValueError(
-                f"sweep: `fn` must return equal shapes for all settings; {names[0]!r} is {shapes[0].get(names[0])} for "
-                f"{describe(runs.settings[0])} and {other.get(names[0])} for {describe(runs.settings[row])}; record a "
-                f"fixed number of times, or make two sweeps"
-            )
-    return shapes[0]
-
-
 def _run(programs: list[Lanes], blocks: list[Block], width: int) -> dict[str, np.ndarray]:
     """The outputs of some blocks, in their order."""
-    parts: list[dict[str, np.ndarray]] = []
-    for program, rows in _calls(programs, blocks):
-        try:
-            parts.append(programs[program](rows))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            smaller = max(1, width // 2)
-            raise MemoryError(
-                f"sweep: a call of width={width} runs per device does not fit into memory; use width={smaller} in a "
-                f"new sweep (the width is part of the results' identity)"
-            ) from error
+    with _memory_errors(width):
+        parts = [programs[program](rows) for program, rows in calls_of(programs, blocks)]
     return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
-def _calls(programs: list[Lanes], blocks: list[Block]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
-    """Consecutive blocks of one program, as many as it has devices for."""
-    at = 0
-    while at < len(blocks):
-        program = blocks[at].program
-        end = at
-        while end < len(blocks) and end - at < programs[program].num_blocks and blocks[end].program == program:
-            end += 1
-        yield program, [block.rows for block in blocks[at:end]]
-        at = end
+@contextlib.contextmanager
+def _memory_errors(width: int) -> Iterator[None]:
+    """An error of the device about memory says what can be done about it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        smaller = max(1, width // 2)
+        raise MemoryError(
+            f"sweep: a call of width={width} runs per device does not fit into memory; use width={smaller} in a "
+            f"new sweep (the width is part of the results' identity)"
+        ) from error
 
 
 def _open(
