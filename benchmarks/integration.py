@@ -1,0 +1,330 @@
+"""Gradient flow of two networks in float64: `integrate`, bare diffrax, scipy and torchdiffeq at equal true error.
+
+All solve one initial value problem with one right-hand side: scipy gets it jitted, torchdiffeq gets it in torch. Each
+solver runs at the loosest tolerance, on a grid of half decades, whose end is as near to the reference as asked
+for; nothing is timed before that. Times are those of an RK4 scan of 40 steps; the targets compare `integrate` with the
+best solver of each peer. `integrate` is also compared with as many right-hand sides as it evaluates, and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import measure
+import models
+import numpy as np
+import scipy.integrate
+from jax.flatten_util import ravel_pytree
+
+import implicit_reg as ir
+
+UNIT_STEPS = 40
+LEVELS = (1e-5, 5e-9, 1e-11)
+SCIPY_TARGET, TORCH_TARGET = 0.75, 0.2
+UNIT = "RK4"
+STAGES = {5: 6, 8: 13}  # evaluations of a step of each order that integrate offers
+REFERENCE_TOLERANCE, AGREEMENT = 1e-13, 2e-12
+FIELD_AGREEMENT = 1e-12
+LOOSEST, TIGHTEST = 1e-3, 1e-13
+
+
+class Problem(NamedTuple):
+    """A start as a vector, the field `f(x)` in JAX, the same in torch or None, and the time to integrate to."""
+
+    title: str
+    start: jax.Array
+    field: Callable[[jax.Array], jax.Array]
+    torch_field: Callable[[Any], Any] | None
+    time: float
+
+
+SIZES: Mapping[str, tuple[tuple[int, ...], int, float]] = {
+    "small": ((8, 16, 16, 4), 32, 40.0),
+    "MLP": ((64, 128, 128, 10), 128, 20.0),
+}
+TINY: Mapping[str, tuple[tuple[int, ...], int, float]] = {"tiny": ((4, 4, 3), 8, 10.0)}
+
+
+def _torch_field(torch: Any, sizes: tuple[int, ...], batch: tuple) -> Callable[[Any], Any]:
+    x, labels = torch.tensor(np.array(batch[0])), torch.tensor(np.array(batch[1]), dtype=torch.int64)
+    names = sorted(f"{kind}{k}" for k in range(len(sizes) - 1) for kind in "bw")  # as JAX flattens a dictionary
+    shapes = [sizes[int(n[1]) : int(n[1]) + 2] if n[0] == "w" else sizes[int(n[1]) + 1 : int(n[1]) + 2] for n in names]
+    lengths = [int(np.prod(shape)) for shape in shapes]
+
+    def field(flat):
+        with torch.enable_grad():
+            flat = flat.detach().requires_grad_(True)
+            parts = zip(names, torch.split(flat, lengths), shapes, strict=True)
+            p = {name: part.view(*shape) for name, part, shape in parts}
+            y = x
+            for k in range(len(sizes) - 2):
+                y = torch.tanh(torch.addmm(p[f"b{k}"], y, p[f"w{k}"]))
+            last = len(sizes) - 2
+            loss = torch.nn.functional.cross_entropy(torch.addmm(p[f"b{last}"], y, p[f"w{last}"]), labels)
+            return -torch.autograd.grad(loss, flat)[0]
+
+    return field
+
+
+def make_problem(title: str, sizes: tuple[int, ...], batch: int, time: float) -> Problem:
+    """Gradient flow of a perceptron's cross entropy."""
+    model = models.mlp(sizes, batch)
+    widen = lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)  # noqa: E731
+    params, data = jax.tree.map(widen, (dict(model.params), model.batch))
+    start, unravel = ravel_pytree(params)
+    gradient = jax.grad(lambda x: model.loss(unravel(x), data))
+    torch = measure.peer("torch")
+    given = None if torch is None else _torch_field(torch, sizes, data)
+    return Problem(f"{title}, {start.size} parameters", start, lambda x: -gradient(x), given, time)
+
+
+def rk4(problem: Problem, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The classical method as everybody writes it, in one scan."""
+    dt, f = problem.time / num_steps, problem.field
+
+    def step(x, _):
+        k1 = f(x)
+        k2 = f(x + dt / 2 * k1)
+        k3 = f(x + dt / 2 * k2)
+        k4 = f(x + dt * k3)
+        return x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    return lambda x: jax.lax.scan(step, x, length=num_steps)[0]
+
+
+Solve = Callable[[float], Any]  # a tolerance to the end of the solution
+
+
+def solvers(problem: Problem, ours: Callable = ir.integrate, *, bare_too: bool = False) -> dict[str, Solve]:
+    """Every solver that is installed, as a function of its tolerance; diffrax without this library where `bare_too`."""
+    field = lambda t, x, h: problem.field(x)  # noqa: E731
+
+    def integrate(order):
+        def run(tolerance):
+            found = ours(field, problem.start, [problem.time], 1.0, rtol=tolerance, atol=tolerance, order=order)
+            return jax.block_until_ready(found.params)[-1]
+
+        return run
+
+    def bare(method):
+        @jax.jit
+        def run(x, tolerance):
+            return diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, x, _: problem.field(x)),
+                method,
+                0.0,
+                problem.time,
+                problem.time / 64,
+                x,
+                stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+                max_steps=16**4,
+                throw=False,
+            ).ys[-1]
+
+        return lambda tolerance: jax.block_until_ready(run(problem.start, tolerance))
+
+    jitted = jax.jit(problem.field)
+
+    def scipy_solver(method):
+        start, f = np.asarray(problem.start), lambda t, x: np.asarray(jitted(x))
+        return lambda tolerance: scipy.integrate.solve_ivp(
+            f, (0, problem.time), start, method, rtol=tolerance, atol=tolerance
+        ).y[:, -1]
+
+    found: dict[str, Solve] = {
+        "integrate, order 5": integrate(5),
+        "integrate, order 8": integrate(8),
+        "scipy RK45": scipy_solver("RK45"),
+        "scipy DOP853": scipy_solver("DOP853"),
+    }
+    if bare_too:
+        found |= {f"diffrax {kind.__name__}": bare(kind()) for kind in (diffrax.Tsit5, diffrax.Dopri8)}
+    torch, torchdiffeq = measure.peer("torch"), measure.peer("torchdiffeq")
+    if torch is not None and torchdiffeq is not None:
+        start, times = torch.tensor(np.array(problem.start)), torch.tensor([0.0, problem.time], dtype=torch.float64)
+
+        def torch_solver(method):
+            f = lambda t, x: problem.torch_field(x)  # noqa: E731
+            return lambda tolerance: torchdiffeq.odeint(f, start, times, method=method, rtol=tolerance, atol=tolerance)[
+                -1
+            ].numpy()
+
+        found |= {f"torchdiffeq {method}": torch_solver(method) for method in ("dopri5", "dopri8")}
+    return found
+
+
+def reference(problem: Problem, known: Mapping[str, Solve]) -> np.ndarray:
+    """DOP853 at 1e-13, which a solver of other coefficients has to confirm: `integrate`, at the same tolerance."""
+    first, second = (np.asarray(known[name](REFERENCE_TOLERANCE)) for name in ("scipy DOP853", "integrate, order 8"))
+    if not (apart := distance(second, first)) <= AGREEMENT:
+        raise measure.IncorrectError(f"{problem.title}: two references are {apart:.1e} apart")
+    return first
+
+
+def distance(actual: Any, expected: np.ndarray) -> float:
+    """Relative, in the 2-norm."""
+    return float(np.linalg.norm(np.asarray(actual) - expected) / np.linalg.norm(expected))
+
+
+def loosest(solve: Solve, expected: np.ndarray, level: float) -> tuple[float, float] | None:
+    """The loosest tolerance of the grid that reaches the error, and the error; None where none does."""
+    tolerance = min(LOOSEST, 10.0 * level * 10)
+    tried = {}
+
+    def error(exponent):
+        if exponent not in tried:
+            tried[exponent] = distance(solve(10.0 ** (exponent / 2)), expected)
+        return tried[exponent]
+
+    exponent, last = round(2 * np.log10(tolerance)), round(2 * np.log10(TIGHTEST))
+    while error(exponent) <= level and exponent < 2 * np.log10(LOOSEST):
+        exponent += 1
+    while not error(exponent) <= level:
+        exponent -= 1
+        if exponent < last:
+            return None
+    return 10.0 ** (exponent / 2), error(exponent)
+
+
+def counting(problem: Problem) -> tuple[Problem, list[Any]]:
+    """The problem, and a list that grows with every evaluation of its field, there where it is evaluated."""
+    calls: list[Any] = []
+
+    def field(x):
+        jax.debug.callback(calls.append, x[0])
+        return problem.field(x)
+
+    return problem._replace(field=field), calls
+
+
+def bare_evaluations(problem: Problem) -> Callable[[jax.Array, int], jax.Array]:
+    """Only right-hand sides, each at where the one before has moved to."""
+    run = jax.jit(lambda x, count: jax.lax.fori_loop(0, count, lambda _, x: x + 1e-9 * problem.field(x), x))
+    return lambda x, count: jax.block_until_ready(run(x, count))
+
+
+def check_fields(problem: Problem) -> None:
+    """The torch right-hand side is the JAX one."""
+    if problem.torch_field is None:
+        return
+    torch = measure.peer("torch")
+    x = problem.start + 0.01
+    actual, expected = problem.torch_field(torch.tensor(np.array(x))).numpy(), np.asarray(jax.jit(problem.field)(x))
+    if not (apart := distance(actual, expected)) <= FIELD_AGREEMENT:
+        raise measure.IncorrectError(f"{problem.title}: the right-hand side in torch is {apart:.1e} off")
+
+
+def study(
+    problem: Problem,
+    known: Mapping[str, Solve],
+    counted: Mapping[str, Solve],
+    calls: list[Any],
+    expected: np.ndarray,
+    level: float,
+    rounds: int,
+) -> dict[str, Any]:
+    """Tolerances and errors of all solvers at one level, evaluations of `integrate`, and where timed the costs.
+
+    `counted` are solvers that note in `calls` what they evaluate; `known` do not.
+    """
+    settings = {name: loosest(solve, expected, level) for name, solve in known.items()}
+    counts = {}
+    for order in STAGES:
+        name = f"integrate, order {order}"
+        if (found := settings[name]) is None:
+            raise measure.IncorrectError(f"{problem.title}: {name} reaches {level:.0e} at no tolerance")
+        jax.effects_barrier()
+        calls.clear()
+        counted[name](found[0])
+        jax.effects_barrier()
+        counts[order] = len(calls)
+        # The last stage of a step is the first of the next: one evaluation more than the stages of all steps.
+        if counts[order] % STAGES[order] != 1:
+            raise measure.IncorrectError(f"{problem.title}: {counts[order]} evaluations in steps of {STAGES[order]}")
+    unit, sides = measure.build(rk4(problem, UNIT_STEPS), problem.start), bare_evaluations(problem)
+    programs: dict[str, Callable[[], Any]] = {
+        name: functools.partial(known[name], found[0]) for name, found in settings.items() if found is not None
+    }
+    programs[UNIT] = unit
+    for order, count in counts.items():
+        programs[f"right-hand sides of order {order}"] = functools.partial(sides, problem.start, count)
+    timed = measure.interleave(programs, unit=UNIT, rounds=rounds) if rounds else {}
+    return {
+        "evaluations": counts,
+        "unit_error": distance(unit.compiled(problem.start), expected),
+        "solvers": {
+            name: None if found is None else {"tolerance": found[0], "error": found[1]}
+            for name, found in settings.items()
+        },
+        "costs": {name: cost._asdict() for name, cost in timed.items()},
+    }
+
+
+def _best(costs: Mapping[str, Mapping[str, Any]], family: str) -> str | None:
+    """The cheapest of a library's solvers."""
+    return min((name for name in costs if name.startswith(family)), key=lambda n: costs[n]["cpu"], default=None)
+
+
+def rows_of(title: str, level: float, found: Mapping[str, Any]) -> list[measure.Row]:
+    """The comparisons with targets, then every solver in units of the RK4 scan."""
+    costs, where = found["costs"], f"{title}, error {level:.0e}"
+    best, rows = _best(costs, "integrate"), []
+    for family, target in (("scipy", SCIPY_TARGET), ("torchdiffeq", TORCH_TARGET)):
+        peer = _best(costs, family)
+        known = any(name.startswith(family) for name in found["solvers"])
+        note = "not timed" if not costs and known else f"{family} is not installed" if not known else ""
+        value = costs[best]["cpu"] / costs[peer]["cpu"] if best and peer else None
+        chosen = f"{best} over {peer}" if value is not None else note
+        rows.append(measure.Row(f"{where}: over {family}", value, family, "cpu", target=target, note=chosen))
+    for order, count in found["evaluations"].items():
+        rows.append(measure.Row(f"{where}: evaluations, order {order}", count, "right-hand sides", "count"))
+        name, sides = f"integrate, order {order}", f"right-hand sides of order {order}"
+        value = costs[name]["cpu"] / costs[sides]["cpu"] if costs else None
+        rows.append(
+            measure.Row(f"{where}: order {order} over its evaluations", value, "right-hand sides", "cpu", limit=1.0)
+        )
+    return rows
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Tolerances, errors and costs of every solver."""
+    lines = []
+    for name, solver in found["solvers"].items():
+        cost = found["costs"].get(name, {})
+        reached = ["-", "-"] if solver is None else [f"{solver['tolerance']:.1e}", f"{solver['error']:.1e}"]
+        lines.append([name, *reached, measure.number(cost.get("cpu")), measure.number(cost.get("wall"))])
+    for order, count in found["evaluations"].items():
+        cost = found["costs"].get(f"right-hand sides of order {order}", {})
+        clocks = [measure.number(cost.get(clock)) for clock in ("cpu", "wall")]
+        lines.append([f"{count} right-hand sides (order {order})", "-", "-", *clocks])
+    return measure.markdown(["solver", "tolerance", "error", "CPU", "wall"], lines)
+
+
+def run(effort: measure.Effort, *names: str, ours: Callable = ir.integrate) -> measure.Report:
+    """All problems (or those named) at all levels; `tiny` is one toy problem at the first level."""
+    rows: list[measure.Row] = []
+    details, data = [], {}
+    with jax.enable_x64(True):
+        for name, (sizes, batch, time) in (TINY if effort.tiny else SIZES).items():
+            if names and name not in names:
+                continue
+            problem = make_problem(name, sizes, batch, time)
+            check_fields(problem)
+            watched, calls = counting(problem)
+            counted = solvers(watched, ours)
+            known = solvers(problem, ours, bare_too=True) if effort.rounds else counted
+            expected = reference(problem, known)
+            for level in LEVELS[:1] if effort.tiny else LEVELS:
+                found = study(problem, known, counted, calls, expected, level, effort.rounds)
+                rows += rows_of(name, level, found)
+                details.append(
+                    f"{problem.title}, error {level:.0e}; unit: RK4 in {UNIT_STEPS} steps, error "
+                    f"{found['unit_error']:.0e}\n\n{table(found)}\n"
+                )
+                data[f"{name}, {level:.0e}"] = found
+    return measure.Report(tuple(rows), "\n".join(details), data)
