@@ -73,6 +73,9 @@ def _propagate(closed: Any, frame: dict[Any, Any], index: Index, given: Sequence
         frame.update((v, {}) for v in (*jaxpr.constvars, *jaxpr.invars))
         _store(frame, jaxpr.constvars, index, list(map(jnp.asarray, closed.consts)))
     _store(frame, jaxpr.invars, index, given)
+    # The derivative of a weight matrix is a sum of products, transposed. XLA folds a transpose into a product but not
+    # into a sum, where it strides through memory: products are transposed one by one.
+    sums: dict[Any, list[Array]] = {}
     for k, eqn in enumerate(jaxpr.eqns):
         inputs = [_series(frame, v) for v in eqn.invars]
         if index == BASE:
@@ -83,7 +86,13 @@ def _propagate(closed: Any, frame: dict[Any, Any], index: Index, given: Sequence
             inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
             found = _propagate(inner, frame.setdefault(k, {}), index, [series.get(index) for series in inputs])
         else:
-            found = _coefficient(eqn.primitive.name, _alone(jaxpr, eqn), inputs, index)
+            fn, name = _alone(jaxpr, eqn), eqn.primitive.name
+            terms = _products(fn, inputs, index) if name in BILINEAR else None
+            if name == "transpose" and (parts := sums.get(eqn.invars[0])):
+                terms = [fn(part)[0] for part in parts]
+            if terms:
+                sums[eqn.outvars[0]] = terms
+            found = [_sum(terms)] if terms else _coefficient(name, fn, inputs, index)
         _store(frame, eqn.outvars, index, found)
     return [_series(frame, v).get(index) for v in jaxpr.outvars]
 
@@ -111,6 +120,16 @@ def _inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def _products(fn: Callable[..., list[Array]], inputs: list[Series], index: Index) -> list[Array]:
+    """The terms of the coefficient `index` of a bilinear primitive."""
+    left, right = inputs
+    return [fn(left[at], right[rest])[0] for at in left if (rest := _minus(index, at)) in right]
+
+
+def _sum(terms: list[Array]) -> Array:
+    return sum(terms[1:], start=terms[0])
+
+
 def _coefficient(
     name: str, fn: Callable[..., list[Array]], inputs: list[Series], index: Index
 ) -> list[Array | None] | None:
@@ -127,10 +146,8 @@ def _coefficient(
             return None
         zeros = (jnp.zeros_like(x) if _inexact(x) else x for x in base)
         return fn(*(series.get(index, zero) for series, zero in zip(inputs, zeros, strict=True)))
-    if name in BILINEAR:
-        left, right = inputs
-        terms = [fn(left[at], right[rest])[0] for at in left if (rest := _minus(index, at)) in right]
-        return [sum(terms[1:], start=terms[0])] if terms else None
+    if name in BILINEAR:  # and no term
+        return None
     inputs = [{at: c for at, c in series.items() if min(_minus(index, at)) >= 0} for series in inputs]
     if not _reachable(index, {at for series in inputs for at in series if at != BASE}):
         return None
