@@ -52,18 +52,37 @@ def mlp(sizes: tuple[int, ...] = (784, 512, 512, 10), batch: int = 128) -> Model
     return Model(f"MLP {'-'.join(map(str, sizes))}, batch {batch}", params, _mlp_loss, data)
 
 
-def _conv_loss(params, batch):
+def _convolve(x, w):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_patches(x, w):
+    """The same for an odd square window, as one product with the patches of the image."""
+    n, height, width, channels = x.shape
+    size = w.shape[0]
+    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    shifts = itertools.product(range(size), repeat=2)
+    patches = jnp.concatenate([padded[:, i : i + height, j : j + width] for i, j in shifts], axis=-1)
+    return (patches.reshape(-1, size**2 * channels) @ w.reshape(size**2 * channels, -1)).reshape(n, height, width, -1)
+
+
+def _conv_loss(by_patches, params, batch):
     x, labels = batch
     for k in range(len(params) // 2 - 1):
-        x = jax.lax.conv_general_dilated(x, params[f"w{k}"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = jax.nn.relu(x + params[f"b{k}"])
+        convolve = _convolve_patches if k < by_patches else _convolve
+        x = jax.nn.relu(convolve(x, params[f"w{k}"]) + params[f"b{k}"])
         n, height, width, channels = x.shape
         x = jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
     return _cross_entropy(x.reshape(x.shape[0], -1) @ params["w"] + params["b"], labels)
 
 
-def conv(side: int = 28, widths: tuple[int, ...] = (16, 32), classes: int = 10, batch: int = 64) -> Model:
-    """3x3 convolutions with ReLU, each followed by 2x2 mean pooling, then one dense layer."""
+def conv(
+    side: int = 28, widths: tuple[int, ...] = (16, 32), classes: int = 10, batch: int = 64, by_patches: int = 0
+) -> Model:
+    """3x3 convolutions with ReLU, each followed by 2x2 mean pooling, then one dense layer.
+
+    The first `by_patches` convolutions are written as products with patches: the same function.
+    """
     rng = np.random.default_rng(0)
     params = {}
     for k, (fan_in, fan_out) in enumerate(itertools.pairwise((1, *widths))):
@@ -72,9 +91,10 @@ def conv(side: int = 28, widths: tuple[int, ...] = (16, 32), classes: int = 10, 
     features = (side // 2 ** len(widths)) ** 2 * widths[-1]
     params |= {"w": _normal(rng, features, classes, fan_in=features), "b": jnp.zeros(classes, jnp.float32)}
     data = _normal(rng, batch, side, side, 1), jnp.asarray(rng.integers(classes, size=batch), jnp.int32)
-    return Model(
-        f"convolutions 3x3 {'-'.join(map(str, widths))} on {side}x{side}, batch {batch}", params, _conv_loss, data
-    )
+    title = f"convolutions 3x3 {'-'.join(map(str, widths))} on {side}x{side}, batch {batch}"
+    if by_patches:
+        title += f", {by_patches} by patches"
+    return Model(title, params, functools.partial(_conv_loss, by_patches), data)
 
 
 def _normalize(x, gain):

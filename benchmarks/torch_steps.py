@@ -1,0 +1,205 @@
+"""One training step against PyTorch, eager and as one compiled graph: the same method on the same numbers.
+
+Both libraries get the same parameters and batch, each in the layouts that it prefers (`torch_models`), and as many
+threads as this process has cores. Before anything is timed the step of every eager route meets ours in float64, and
+what is timed meets it in float32; a compiled route that does not is named in its row and not timed. Ours are the
+methods of the table on `optax.sgd`, whose steps `step_cost` holds against the published formulas.
+
+A row is the time of PyTorch over ours: above 1 ours is faster. XLA's CPU convolution is slow where the image has one
+channel; the same layer as a product with patches is not, and PyTorch is compared with both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import models
+import numpy as np
+import optax
+
+from implicit_reg.descent import optimizer_step
+from implicit_reg.methods import METHODS
+
+LEARNING_RATE = 0.05
+NAMES = ("gd", "flooding", "backstitch", "sam", "gradient-penalty", "finite-difference-penalty")
+# A step and its twin in another library differ by the round-off of sums. In float32 the displacement is a difference
+# of parameters that are a thousand times larger, and loses as many digits.
+FLOAT64_TOLERANCE, FLOAT32_TOLERANCE = 1e-9, 1e-3
+# Idle threads of OpenMP spin on for about a millisecond, on the cores of whoever is next.
+SECONDS_PER_SAMPLE = 0.1
+TARGETS: Mapping[str, float] = {"mlp": 1.0, "transformer": 1.0}
+FORMULATIONS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "conv": {"ours": {}, "ours, first layer by patches": {"by_patches": 1}}
+}
+
+
+def _label(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def our_step(name: str) -> tuple[Callable, Callable]:
+    """`init(params)` and `step(loss, params, state, batch)` of that row of the methods table."""
+    row = METHODS[name]
+    transformation = row.build(optax.sgd, LEARNING_RATE, **row.hyperparameters)
+
+    def step(loss, params, state, batch):
+        return optimizer_step(transformation, loss, params, state, (batch,))
+
+    return transformation.init, step
+
+
+def _flat(tree: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([np.ravel(np.asarray(tree[name], np.float64)) for name in sorted(tree)])
+
+
+def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def displacements(model: models.Model) -> dict[str, np.ndarray]:
+    """What our step adds to the parameters in float64, by method."""
+    found = {}
+    with jax.enable_x64(True):
+        widen = lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)  # noqa: E731
+        params, batch = jax.tree.map(widen, (dict(model.params), model.batch))
+        for name in NAMES:
+            init, step = our_step(name)
+            after, _ = jax.jit(functools.partial(step, model.loss))(params, init(params), batch)
+            found[name] = _flat(after) - _flat(params)
+    return found
+
+
+def our_programs(model: models.Model, expected: Mapping[str, np.ndarray]) -> dict[str, measure.Program]:
+    """Compiled in the dtypes of the model, each after a step that met the one in float64."""
+    programs, params = {}, dict(model.params)
+    for name in NAMES:
+        init, step = our_step(name)
+        programs[name] = measure.build(functools.partial(step, model.loss), params, init(params), model.batch)
+        error = _distance(_flat(programs[name]()[0]) - _flat(params), expected[name])
+        if not error <= FLOAT32_TOLERANCE:
+            raise measure.IncorrectError(f"on {model.title}: {name} in float32 is {error:.1e} from float64")
+    return programs
+
+
+def eager(make: Callable, what: str, expected: np.ndarray) -> Callable:
+    """The program in float32, after it met our step in both precisions; `make(dtype=...)` builds it."""
+    for dtype, tolerance in (("float64", FLOAT64_TOLERANCE), ("float32", FLOAT32_TOLERANCE)):
+        program = make(dtype=dtype)
+        program.run()
+        if not (error := _distance(_flat(program.moved()), expected)) <= tolerance:
+            raise measure.IncorrectError(f"{what} in PyTorch, {dtype}, is {error:.1e} from ours")
+    return program.run
+
+
+def compiled(make: Callable, expected: np.ndarray, tiny: bool) -> tuple[Callable | None, str]:
+    """The program in float32, or None and the reason why it is not to be timed.
+
+    The tiny form runs what would be compiled without compiling it, for each graph costs seconds.
+    """
+    how = {"dtype": "float64"} if tiny else {"dtype": "float32", "backend": "inductor"}
+    try:
+        program = make(traceable=True, **how)
+        program.run()
+    except Exception as error:  # whatever it is: a compiler that refuses a step is a result
+        return None, f"torch.compile fails: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:100]}"
+    error = _distance(_flat(program.moved()), expected)
+    if not error <= (FLOAT64_TOLERANCE if tiny else FLOAT32_TOLERANCE):
+        return None, f"wrong under torch.compile, by {error:.0e} of the step: not timed"
+    return program.run, ""
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _threads(torch: Any) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(effort: measure.Effort, name: str) -> measure.Report:
+    """`name` is that of a model: "mlp", "conv" or "transformer"."""
+    torch = measure.peer("torch")
+    if torch is None:
+        note = "PyTorch is not installed"
+        rows = [measure.Row(f"{method}, eager", None, "our step", "wall", note=note) for method in NAMES]
+        return measure.Report(tuple(rows), note, {})
+    with jax.default_matmul_precision("highest"), _threads(torch):
+        return _compare(effort, name)
+
+
+def _peers(effort: measure.Effort, name: str, model: models.Model, expected: Mapping[str, np.ndarray]) -> tuple:
+    """Their programs by method and route, and why some are missing."""
+    torch_models = importlib.import_module("torch_models")  # it imports torch
+    programs: dict[str, dict[str, Callable | None]] = {}
+    notes: dict[str, str] = {}
+    for method, routes in torch_models.ROUTES.items():
+        programs[method] = {}
+        for how, route in routes.items():
+            hyperparameters = METHODS[method].hyperparameters
+            make = functools.partial(torch_models.program, name, model, route, LEARNING_RATE, hyperparameters)
+            what = f"on {model.title}: {_label(method, how)}"
+            programs[method][_label(how, "eager")] = eager(make, what, expected[method])
+            found = compiled(make, expected[method], effort.tiny)
+            programs[method][_label(how, "compiled")], notes[_label(method, how, "compiled")] = found
+    return programs, notes
+
+
+def _compare(effort: measure.Effort, name: str) -> measure.Report:
+    make = (models.TINY if effort.tiny else models.MODELS)[name]
+    ours = {how: make(**options) for how, options in FORMULATIONS.get(name, {"ours": {}}).items()}
+    expected = displacements(ours["ours"])
+    programs = {how: our_programs(model, expected) if effort.rounds else {} for how, model in ours.items()}
+    theirs, notes = _peers(effort, name, ours["ours"], expected)
+    clock = "cpu" if cores() == 1 else "wall"
+    rows, data = [], {}
+    for how, built in programs.items():
+        data[how] = {}
+        for method, variants in theirs.items():
+            costs = {}
+            if effort.rounds:
+                group = {how: built[method]} | {v: step for v, step in variants.items() if step is not None}
+                costs = measure.interleave(group, unit=how, rounds=effort.rounds, seconds_per_sample=SECONDS_PER_SAMPLE)
+            data[how][method] = {variant: cost._asdict() for variant, cost in costs.items()}
+            for variant in variants:
+                row = measure.Row(
+                    _label(method, variant, how.partition(", ")[2]),
+                    None,
+                    how.replace("ours", "our step"),
+                    clock,
+                    target=TARGETS.get(name),
+                    at_least=True,
+                    note=notes.get(_label(method, variant), ""),
+                )
+                if variant in costs:
+                    row = row._replace(
+                        value=getattr(costs[variant], clock), spread=getattr(costs[variant], f"{clock}_quartiles")
+                    )
+                rows.append(row)
+    return measure.Report(tuple(rows), _details(data, clock), data)
+
+
+def _details(data: Mapping[str, Mapping[str, Mapping[str, Any]]], clock: str) -> str:
+    """Every program over ours of the same method, and over plain gradient descent by the same means."""
+    lines = []
+    for how, methods in data.items():
+        for method, costs in methods.items():
+            for variant, cost in costs.items():
+                plain = methods["gd"].get(variant if variant == how else variant.rpartition(", ")[2])
+                own = cost[f"{clock}_seconds"] / plain[f"{clock}_seconds"] if plain else None
+                lines.append([method, variant, *(measure.number(x) for x in (cost["cpu"], cost["wall"], own))])
+    return measure.markdown(["step", "by", "CPU / ours", "wall / ours", f"{clock}, in its own gd steps"], lines)
