@@ -1,37 +1,35 @@
-"""Which bits of a sweep stay, in programs larger than those of `implicit-reg doctor`, and what two devices gain.
-
-    python benchmarks/sweep_bits.py [--program NAME ...] [--x64] [--threads N] [--json]
+"""Which bits of a sweep stay, in programs larger than those of `implicit-reg doctor`, and how far the others move.
 
 Three programs on a grid of 24 runs, steps beyond the edge of stability among them: a tanh network under momentum with
-shuffled minibatches, a ReLU network under Adam, and an adaptive ODE solver. Each is run in other chunks, in another
-order, on 2 and 4 devices, and in part, and must end with the same bytes (exit code 1 where it does not). Another width
-may end elsewhere, and so may one program that `shard_map` divides: the largest differences are shown. The time on two
-devices is over that on one, compiled beforehand.
+shuffled minibatches, a ReLU network under Adam, and an adaptive ODE solver, in float32 and float64. Each is run in
+other chunks, in another order, on 2 and 4 devices, and in part, and must end with the same bytes. Another width may end
+elsewhere, and so may one program that `shard_map` divides: the largest differences are shown.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
-import statistics
-import sys
-import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-WIDTH, OTHER_WIDTH, DEVICES, ROUNDS = 8, 16, (2, 4), 5
+import diffrax
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import optax
+from sweep_devices import partitioned
+
+from implicit_reg.experiments import run_steps, shuffled_batches, sweep, sweep_mesh
+from implicit_reg.experiments.axes import make_runs
+from implicit_reg.experiments.lanes import Lanes
+
+WIDTH, OTHER_WIDTH, DEVICES = 8, 16, (2, 4)
 AXES = {"h": [0.01, 0.1, 1.0], "momentum": [0.0, 0.9], "seed": range(4)}
 
 
-def programs() -> dict[str, Any]:
+def programs() -> dict[str, Callable[..., Any]]:
     """The functions that are swept; draws are float32, so that both precisions start at the same point."""
-    import diffrax
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from implicit_reg.experiments import run_steps, shuffled_batches
 
     def normal(key, *shape):
         return jax.random.normal(key, shape, jnp.float32).astype(float)
@@ -81,8 +79,6 @@ def programs() -> dict[str, Any]:
 
 def digest(runs: Any, rows: Any = slice(None)) -> str:
     """SHA-256 of all outputs of some runs."""
-    import numpy as np
-
     found = hashlib.sha256()
     for leaf in runs.leaves.values():
         found.update(np.ascontiguousarray(leaf[rows]).tobytes())
@@ -91,42 +87,16 @@ def digest(runs: Any, rows: Any = slice(None)) -> str:
 
 def difference(a: Any, b: Any) -> float:
     """The largest one of a floating output, over the largest entry of it; `a` and `b` map paths to arrays."""
-    import numpy as np
-
     floats = [path for path, leaf in a.items() if leaf.dtype.kind == "f"]
     return max(float(np.nanmax(np.abs(a[path] - b[path])) / np.nanmax(np.abs(a[path]))) for path in floats)
 
 
-def partitioned(fn: Any, key: Any) -> dict[str, Any]:
-    """The first two blocks by one program that `shard_map` divides over two devices: the road not taken."""
-    import jax
-    import numpy as np
-    from jax.sharding import PartitionSpec
+def examine(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Every layout of one program, whether its bytes are the same, and how far another width and `shard_map` move it.
 
-    from implicit_reg.experiments import sweep_mesh
-    from implicit_reg.experiments.axes import make_runs
-    from implicit_reg.experiments.lanes import Lanes
-
-    lanes = Lanes(fn, make_runs(AXES), 0, key, WIDTH, None)
-    blocks = [lanes._arguments(range(k * WIDTH, (k + 1) * WIDTH)) for k in range(2)]
-    seeds, operands = jax.tree.map(lambda *parts: np.concatenate(parts), *(block[1:] for block in blocks))
-    whole, runs = PartitionSpec(), PartitionSpec("runs")
-    program = jax.shard_map(
-        jax.vmap(lanes._lane, in_axes=(None, 0, 0)), mesh=sweep_mesh(2), in_specs=(whole, runs, runs), out_specs=runs,
-        check_vma=False,
-    )  # fmt: skip
-    return {path: np.asarray(leaf) for path, leaf in jax.jit(program)(blocks[0][0], seeds, operands).items()}
-
-
-def examine(fn: Any) -> dict[str, Any]:
-    """Every layout of one program: whether its bytes are the same, and the ratio of times on two devices and one."""
-    import jax
-    import numpy as np
-
-    from implicit_reg.experiments import sweep, sweep_mesh
-    from implicit_reg.experiments.axes import make_runs
-    from implicit_reg.experiments.lanes import Lanes
-
+    Raises:
+      measure.IncorrectError: bytes differ that must not.
+    """
     key = jax.random.key(0)
     whole = sweep(fn, AXES, key=key, width=WIDTH)
     wanted = digest(whole)
@@ -140,59 +110,43 @@ def examine(fn: Any) -> dict[str, Any]:
         "a part, padded": digest(sweep(fn, [rows[k] for k in part], key=key, width=WIDTH)) == digest(whole, part),
     }
     for num in DEVICES:
-        same[f"{num} devices"] = digest(sweep(fn, AXES, key=key, width=WIDTH, mesh=sweep_mesh(num))) == wanted
+        if num <= len(jax.devices()):
+            same[f"{num} devices"] = digest(sweep(fn, AXES, key=key, width=WIDTH, mesh=sweep_mesh(num))) == wanted
+    if changed := [layout for layout, equal in same.items() if not equal]:
+        raise measure.IncorrectError(f"other bytes: {', '.join(changed)}")
     other = sweep(fn, AXES, key=key, width=OTHER_WIDTH)
-    divided = {path: leaf[: 2 * WIDTH] for path, leaf in whole.leaves.items()}
-
-    blocks = [range(k * WIDTH, (k + 1) * WIDTH) for k in range(2)]
-    one, two = (Lanes(fn, make_runs(AXES), 0, key, WIDTH, sweep_mesh(num)) for num in (1, 2))
-    ratios = []
-    for round_ in range(ROUNDS + 1):
-        times = []
-        for calls in (lambda: [one([block]) for block in blocks], lambda: [two(blocks)]):
-            start = time.perf_counter()
-            calls()
-            times.append(time.perf_counter() - start)
-        if round_:  # the first one compiles
-            ratios.append(times[1] / times[0])
-    return {
+    found = {
         "diverged": int((whole.status == "diverged").sum()),
         "sha256": wanted,
-        "same": same,
-        f"width {OTHER_WIDTH}, largest difference": difference(whole.leaves, other.leaves),
-        "shard_map over two devices, largest difference": difference(divided, partitioned(fn, key)),
-        "time on two devices over one": statistics.median(ratios),
+        "same": list(same),
+        f"width {OTHER_WIDTH}": difference(whole.leaves, other.leaves),
     }
+    if len(jax.devices()) > 1:
+        lanes = Lanes(fn, make_runs(AXES), 0, key, WIDTH, None)
+        divided = partitioned(lanes, [range(k * WIDTH, (k + 1) * WIDTH) for k in range(2)])()
+        first = {path: leaf[: 2 * WIDTH] for path, leaf in whole.leaves.items()}
+        found["shard_map"] = difference(first, divided)
+    return found
 
 
-def main() -> int:
-    """Measures and prints; 1 where bytes differ that must not."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--program", nargs="+", choices=("tanh", "relu", "flow"), default=["tanh", "relu", "flow"])
-    parser.add_argument("--x64", action="store_true")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(max(DEVICES)))
-    os.environ["JAX_ENABLE_X64"] = str(int(options.x64))
-    if options.threads:
-        os.environ.update(NPROC=str(options.threads), PJRT_NPROC=str(options.threads))
-    found = {name: examine(fn) for name, fn in programs().items() if name in options.program}
-    if options.json:
-        print(json.dumps(found))
-    else:
-        for name, each in found.items():
-            bad = [what for what, same in each["same"].items() if not same]
-            print(
-                f"{name}: {'the same bytes' if not bad else 'DIFFERENT: ' + ', '.join(bad)} ({', '.join(each['same'])})"
-            )
-            for what in each:
-                if what != "same":
-                    print(
-                        f"    {what}: {each[what] if isinstance(each[what], int | str) else format(each[what], '.2g')}"
-                    )
-    return 0 if all(all(each["same"].values()) for each in found.values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(effort: measure.Effort, *, chosen: Mapping[str, Callable[..., Any]] | None = None) -> measure.Report:
+    """All programs in both precisions; the fast form takes the solver in float32 alone."""
+    found: dict[str, dict[str, Any]] = {}
+    for wide in (False,) if effort.tiny else (False, True):
+        with jax.enable_x64(wide):
+            for name, fn in (chosen or programs()).items():
+                if not effort.tiny or chosen or name == "flow":
+                    found[f"{name}, float{64 if wide else 32}"] = examine(fn)
+    rows = tuple(
+        measure.Row(f"{what}, {name}", each[what], "scale of the output", "count", note="the largest difference")
+        for name, each in found.items()
+        for what in (f"width {OTHER_WIDTH}", "shard_map")
+        if what in each
+    )
+    table = [
+        [name, str(each["diverged"]), ", ".join(each["same"]), f"{each[f'width {OTHER_WIDTH}']:.1g}",
+         f"{each['shard_map']:.1g}" if "shard_map" in each else "-"]
+        for name, each in found.items()
+    ]  # fmt: skip
+    header = ["program", "diverged", "the same bytes", f"width {OTHER_WIDTH}, difference", "shard_map, difference"]
+    return measure.Report(rows, measure.markdown(header, table), found)

@@ -6,7 +6,6 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
 import optax
 import pytest
 
@@ -19,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(scope="module")
 def scripts():
     """The modules of `benchmarks/`, which is no package: its scripts import each other as neighbors."""
-    names = ("measure", "models", "step_cost", "fields", "sweep_bits")
+    names = ("measure", "models", "step_cost", "fields")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: __import__(name) for name in names}
@@ -140,21 +139,3 @@ def test_the_command_prints_one_object(scripts, monkeypatch, capsys):
     monkeypatch.setattr(step_cost, "FLOAT64_TOLERANCE", -1.0)
     assert step_cost.main(["--model", "mlp", "--tiny", "--rounds", "0"]) == 1
     assert "from its formula" in capsys.readouterr().err
-
-
-def test_bits_that_stay_and_bits_that_do_not(scripts, monkeypatch):
-    from implicit_reg.experiments import lanes
-
-    bits = scripts["sweep_bits"]
-    found = bits.examine(lambda key, h, momentum: jax.random.normal(key) * h + momentum)
-    assert found["same"]
-    assert all(found["same"].values())
-    assert found["diverged"] == 0
-    monkeypatch.setattr(
-        lanes.Lanes,
-        "_arguments",
-        lambda self, block, made=lanes.Lanes._arguments: (
-            lambda root, seeds, operands: (root, seeds + np.uint32(len(set(block)) < 8), operands)
-        )(*made(self, block)),
-    )
-    assert not all(bits.examine(lambda key, h, momentum: jax.random.normal(key) * h + momentum)["same"].values())
