@@ -1,18 +1,22 @@
-"""What a modified equation costs, in gradients, and how near it is: order seen first, then timed side by side.
+"""What a modified equation costs, in gradients: shown to be right first, then timed side by side.
 
-    python benchmarks/fields.py [--width N] [--rounds N] [--json]
+In float64, on a perceptron 784-512-512-10 with tanh; the unit is one gradient of the loss. `exact` is
+`modified_vector_field`, `interpolated` is `interpolated_vector_field`, `empirical` is `empirical_vector_field` by
+central differences along a stored run, for each of its points. Two other ways to the same exact field are typed here:
 
-In float64, on a perceptron 784-N-N-10 with tanh. The unit is one gradient of the loss. An error is relative to the
-field whose flow the iterates of gradient descent sample exactly, at several `h lambda` with lambda the largest
-eigenvalue of the Hessian; the order between the two finest of them is asserted.
+- nested products, as one writes them from the published formulas: every product by `jvp` of what it differentiates;
+- Taylor mode: `jax.experimental.jet` pushes the series of the iterates in h through the gradient, step after step.
+
+The three must agree, and the target of `exact` is the cheaper of the two as timed in the same rounds, or as studied
+before, whichever is less. Errors are relative to the field whose flow the iterates of gradient descent sample exactly,
+at several `h lambda` with lambda the largest eigenvalue of the Hessian; the order between the two finest of them is
+asserted for every field.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,94 +26,132 @@ import measure
 import models
 import numpy as np
 import optax
+from jax.experimental.jet import jet
 from jax.flatten_util import ravel_pytree
+from measure import IncorrectError, Row
 
 import implicit_reg as ir
 
 UNIT = "gradient"
 STEPS = (0.1, 0.03, 0.02)  # h lambda
-EXACT_ORDERS, INTERPOLATED_ORDERS = (1, 2, 3, 4), tuple(range(1, 9))
+EXACT, INTERPOLATED, HALF_WIDTHS = (1, 2, 3, 4), tuple(range(1, 9)), (1, 2, 3)
+STUDIED = {2: 3.0, 3: 6.3, 4: 15.5}  # gradients, the cheaper of the two other ways on prototypes
 # Smaller steps would show lower orders better, but round-off hides the highest there. A wrong last term costs nearly
 # one whole order.
-ORDER_TOLERANCE, FORMULA_TOLERANCE = 0.3, 1e-10
+ORDER_TOLERANCE, AGREEMENT = 0.3, 1e-10
 STENCIL = 8  # steps to either side for the reference, whose error is of order 16
 BACKWARD_ITERATIONS = 24  # each gains a factor of h lambda
+RECORDS = 16  # of the run that empirical fields are timed on
+COMPILED = (2, 8)  # orders whose compile times are compared
 
 
-class IncorrectFieldError(RuntimeError):
-    """A field is not of the order it claims; nothing is timed."""
-
-
-def largest_eigenvalue(loss: Callable, params: Any, batch: Any, iterations: int = 40) -> float:
+def largest_eigenvalue(gradient: Callable, x: jax.Array, iterations: int = 40) -> float:
     """Power iteration on the Hessian; its second digit is not needed here."""
-    x, unravel = ravel_pytree(params)
 
     @jax.jit
-    def run(x, v, batch):
+    def run(x, v):
         def body(_, v):
-            gradient = jax.grad(lambda y: loss(unravel(y), batch))
             product = jax.jvp(gradient, (x,), (v,))[1]
             return product / jnp.linalg.norm(product)
 
         v = jax.lax.fori_loop(0, iterations, body, v)
-        return v @ jax.jvp(jax.grad(lambda y: loss(unravel(y), batch)), (x,), (v,))[1]
+        return v @ jax.jvp(gradient, (x,), (v,))[1]
 
-    return float(jnp.abs(run(x, ravel_pytree(jax.grad(loss)(params, batch))[0], batch)))
+    return float(jnp.abs(run(x, gradient(x))))
 
 
-def reference(loss: Callable, h: float, params: Any, batch: Any, reach: int = STENCIL) -> tuple[np.ndarray, float]:
-    """The modified field of gradient descent at `params`, and an estimate of its relative error.
+def iterates(gradient: Callable, h: float, x: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """`STENCIL` steps ahead of x and behind it; a step back solves `y = x + h grad L(y)` by iteration."""
 
-    Iterates are samples of the modified flow, so that central differences give the field from them alone,
+    def ahead(x, _):
+        x = x - h * gradient(x)
+        return x, x
 
-        f(x_0) = (1/h) sum_{k=1..m} c_k (x_k - x_-k),   c_k = (-1)^(k+1) (m!)^2 / (k (m-k)! (m+k)!),
+    def behind(x, _):
+        x = jax.lax.fori_loop(0, BACKWARD_ITERATIONS, lambda _, y: x + h * gradient(y), x)
+        return x, x
 
-    with an error of order 2 m; a step back solves `y = x + h grad L(y)` by iteration. It shares no code with the fields
-    that it judges. The estimate compares m with m - 1.
+    run = jax.jit(lambda x: tuple(jax.lax.scan(step, x, length=STENCIL)[1] for step in (ahead, behind)))
+    ahead_of, behind_of = run(x)
+    return np.asarray(ahead_of), np.asarray(behind_of)
+
+
+def central(ahead: np.ndarray, behind: np.ndarray, h: float, m: int) -> np.ndarray:
+    """The field that iterates of a method sample, from them alone, with an error of order 2 m:
+
+    f(x_0) = (1/h) sum_{k=1..m} c_k (x_k - x_-k),   c_k = (-1)^(k+1) (m!)^2 / (k (m-k)! (m+k)!).
     """
-    x, unravel = ravel_pytree(params)
-
-    @jax.jit
-    def iterates(x, batch):
-        gradient = jax.grad(lambda y: loss(unravel(y), batch))
-
-        def ahead(x, _):
-            x = x - h * gradient(x)
-            return x, x
-
-        def behind(x, _):
-            x = jax.lax.fori_loop(0, BACKWARD_ITERATIONS, lambda _, y: x + h * gradient(y), x)
-            return x, x
-
-        return tuple(jax.lax.scan(step, x, length=reach)[1] for step in (ahead, behind))
-
-    ahead, behind = map(np.asarray, iterates(x, batch))
-
-    def central(m):
-        total = np.zeros_like(ahead[0])
-        for k in range(1, m + 1):
-            c = (-1) ** (k + 1) * math.factorial(m) ** 2 / (k * math.factorial(m - k) * math.factorial(m + k))
-            total += c * (ahead[k - 1] - behind[k - 1])
-        return total / h
-
-    best, second = central(reach), central(reach - 1)
-    return best, _distance(second, best)
+    total = np.zeros_like(ahead[0])
+    for k in range(1, m + 1):
+        c = (-1) ** (k + 1) * math.factorial(m) ** 2 / (k * math.factorial(m - k) * math.factorial(m + k))
+        total += c * (ahead[k - 1] - behind[k - 1])
+    return total / h
 
 
-def programs_of(loss: Callable, params: Any, batch: Any, h: float, routes: Mapping[str, Any]) -> dict:
-    """Every field as a compiled function of parameters, step size and batch, and the gradient."""
+def nested(gradient: Callable, order: int, x: Any, h: Any) -> Any:
+    """The published coefficients of gradient descent through the fourth, by nested `jvp`."""
 
-    def field_program(make, order):
-        def run(params, h, batch):
-            phi = ir.update_map(optax.sgd, lambda p: loss(p, batch))
-            return make(phi, order)(0.0, params, h)
+    def product(v):
+        return jax.jvp(gradient, (x,), (v,))[1]
 
-        return measure.build(run, params, jnp.asarray(h, jnp.float64), batch)
+    def third(u, v):
+        return jax.jvp(lambda y: jax.jvp(gradient, (y,), (u,))[1], (x,), (v,))[1]
 
-    programs = {UNIT: measure.build(jax.grad(loss), params, batch)}
-    for name, (make, orders) in routes.items():
-        programs |= {f"{name}, {order}": field_program(make, order) for order in orders}
-    return programs
+    combine = lambda *pairs: jax.tree.map(lambda *xs: sum(w * x for (w, _), x in zip(pairs, xs, strict=True)), *(  # noqa: E731
+        tree for _, tree in pairs
+    ))  # fmt: skip
+    g = gradient(x)
+    found = [(-1.0, g)]
+    if order >= 2:
+        hg = product(g)
+        found.append((-h / 2, hg))
+    if order >= 3:
+        hhg, tgg = product(hg), third(g, g)
+        found += [(-(h**2) / 3, hhg), (-(h**2) / 12, tgg)]
+    if order >= 4:
+        last = product(combine((1 / 4, hhg), (1 / 12, tgg)))
+        found += [(-(h**3), last), (-(h**3) / 12, third(g, hg))]
+    return combine(*found)
+
+
+def taylor(gradient: Callable, order: int, x: Any, h: Any) -> Any:
+    """The logarithm of the step by its forward differences, in truncated series in h."""
+    flat, unravel = ravel_pytree(x)
+    series = [flat, *[jnp.zeros_like(flat)] * order]  # of an iterate: 1, h, h^2, ... without factorials
+    field = [jnp.zeros_like(flat)] * order
+    slope = lambda y: ravel_pytree(gradient(unravel(y)))[0]  # noqa: E731
+    for j in range(order):
+        weight = (-1) ** j * sum(math.comb(k - 1, j) / k for k in range(j + 1, order + 1))
+        if j == 0:  # the first iterate does not depend on h
+            slopes = [slope(flat), *[jnp.zeros_like(flat)] * (order - 1)]
+        else:
+            derivatives = [math.factorial(k) * series[k] for k in range(1, order)]
+            value, higher = jet(slope, (flat,), (derivatives,))
+            slopes = [value, *(c / math.factorial(k) for k, c in enumerate(higher, start=1))]
+        field = [f - weight * s for f, s in zip(field, slopes, strict=True)]
+        series = [series[0], *(c - s for c, s in zip(series[1:], slopes, strict=True))]
+    total = field[-1]
+    for coefficient in field[-2::-1]:
+        total = coefficient + h * total
+    return unravel(total)
+
+
+def routes(exact: Callable, interpolated: Callable, tiny: bool) -> dict[str, tuple[Callable, Sequence[int]]]:
+    """What is compared: `(loss, order, x, h) -> field` and its orders, by name."""
+
+    def of_map(make):
+        return lambda loss, order, x, h: make(ir.update_map(optax.sgd, loss), order)(0.0, x, h)
+
+    def of_gradient(way):
+        return lambda loss, order, x, h: way(jax.grad(loss), order, x, h)
+
+    others = (2, 3) if tiny else (2, 3, 4)
+    return {
+        "exact": (of_map(exact), EXACT[:3] if tiny else EXACT),
+        "nested products": (of_gradient(nested), others),
+        "Taylor mode": (of_gradient(taylor), others),
+        "interpolated": (of_map(interpolated), (2, 5) if tiny else INTERPOLATED),
+    }
 
 
 def _flat(tree) -> np.ndarray:
@@ -120,127 +162,185 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def _check_formulas(loss, params, batch, programs, h) -> None:
-    """Gradient flow, and the published correction `-(h/2) H g`, typed again."""
-
-    def corrected(params, batch):
-        gradient = jax.grad(loss)
-        g, product = jax.jvp(lambda p: gradient(p, batch), (params,), (gradient(params, batch),))
-        return jax.tree.map(lambda g, hg: (-g, -g - h / 2 * hg), g, product)
-
-    pairs = jax.jit(corrected)(params, batch)
-    for order in (1, 2):
-        expected = _flat(jax.tree.map(lambda pair: pair[order - 1], pairs, is_leaf=lambda x: isinstance(x, tuple)))
-        name = f"exact, {order}"
-        if name in programs:
-            actual = _flat(programs[name].compiled(params, jnp.asarray(h, jnp.float64), batch))
-            if not (error := _distance(actual, expected)) <= FORMULA_TOLERANCE:
-                raise IncorrectFieldError(f"{name} is {error:.1e} from its formula")
+def _check_agreement(programs: Mapping[str, Callable], arguments: tuple) -> None:
+    """The exact field by all routes."""
+    for name in [name for name in programs if name.endswith(("nested products", "Taylor mode"))]:
+        order = name.partition(",")[0]
+        found, other = (_flat(programs[key](*arguments)) for key in (f"{order}, exact", name))
+        if not (error := _distance(found, other)) <= AGREEMENT:
+            raise IncorrectError(f"{order}, exact is {error:.1e} from {name}")
 
 
-def costs(
-    model: models.Model,
+def _orders(programs, gradient, x, eigenvalue, empirical, half_widths) -> tuple[dict[str, Any], list[float]]:
+    """For each field its `errors` at `STEPS` and the `order` between the finest two; the errors of the reference."""
+    sizes = [step / eigenvalue for step in STEPS]
+    flat, unravel = ravel_pytree(x)
+    along = lambda y: ravel_pytree(gradient(unravel(y)))[0]  # noqa: E731
+    errors: dict[str, list[float]] = {name: [] for name in programs}
+    errors |= {f"order {2 * m}, empirical": [] for m in half_widths}
+    doubts = []
+    for h in sizes:
+        ahead, behind = iterates(along, h, flat)
+        expected = central(ahead, behind, h, STENCIL)
+        doubts.append(_distance(central(ahead, behind, h, STENCIL - 1), expected))
+        for name, program in programs.items():
+            errors[name].append(_distance(_flat(program(x, jnp.asarray(h))), expected))
+        for m in half_widths:
+            stored = np.concatenate([behind[m - 1 :: -1], np.asarray(flat)[None], ahead[:m]])
+            run = ir.Trajectory(h * np.arange(2 * m + 1), jnp.asarray(stored), None, np.ones(2 * m + 1, bool), h)
+            values = empirical(run, 2 * m, central=True).values
+            errors[f"order {2 * m}, empirical"].append(_distance(np.asarray(values[0]), expected))
+    found, wrong = {}, []
+    for name, of_name in errors.items():
+        claimed = int(name.partition(",")[0].split()[1])
+        order = float(ir.observed_order(sizes, of_name)[-1])
+        found[name] = {"errors": of_name, "order": order}
+        if not abs(order - claimed) <= ORDER_TOLERANCE:
+            wrong.append(f"{name}: order {order:.2f} where {claimed} is claimed (errors {of_name})")
+    if wrong:
+        raise IncorrectError("; ".join(wrong))
+    return found, doubts
+
+
+def counted(loss: Callable, x: Any, h: float, empirical: Callable = ir.empirical_vector_field) -> dict[str, int]:
+    """How often a loss is evaluated: by an interpolated field of order 8, and by an empirical one."""
+    calls: list[None] = []
+
+    def watched(p):
+        jax.debug.callback(lambda: calls.append(None))
+        return loss(p)
+
+    def evaluations(fn):
+        calls.clear()
+        jax.block_until_ready(fn())
+        jax.effects_barrier()
+        return len(calls)
+
+    run = ir.descend(optax.sgd, watched, x, h, 4)
+    jax.effects_barrier()
+    field = ir.interpolated_vector_field(ir.update_map(optax.sgd, watched), 8)
+    return {
+        "order 8, interpolated": evaluations(lambda: field(0.0, x, h)),
+        "order 4, empirical": evaluations(lambda: empirical(run, 4, central=True).values),
+    }
+
+
+def _lowered(loss, order, x, h):
+    """A fresh trace each time."""
+    field = ir.interpolated_vector_field(ir.update_map(optax.sgd, lambda p: loss(p)), order)
+    return jax.jit(lambda x, h: field(0.0, x, h)).lower(x, h)
+
+
+def run(
+    effort: measure.Effort,
     *,
-    rounds: int,
-    steps: Sequence[float] = STEPS,
     exact: Callable = ir.modified_vector_field,
     interpolated: Callable = ir.interpolated_vector_field,
-    exact_orders: Sequence[int] = EXACT_ORDERS,
-    interpolated_orders: Sequence[int] = INTERPOLATED_ORDERS,
-) -> dict[str, Any]:
-    """Errors at the step sizes, the order between them, then the costs; `rounds=0` leaves the timing out.
-
-    Returns:
-      `eigenvalue`, `reference_errors` and `rows`: for each field `errors`, `order`, `flops`, `compile_seconds` and,
-      where timed, the fields of `measure.Cost`.
+    empirical: Callable = ir.empirical_vector_field,
+) -> measure.Report:
+    """Orders, counts, then costs.
 
     Raises:
-      IncorrectFieldError: naming the field whose order or formula is wrong.
+      measure.IncorrectError: naming the field whose order is wrong, or that is not what it is by another route.
     """
-    routes = {"exact": (exact, exact_orders), "interpolated": (interpolated, interpolated_orders)}
-    with jax.enable_x64(True):
+    model = (models.TINY["mlp"] if effort.tiny else models.mlp)()
+    half_widths = HALF_WIDTHS[1:2] if effort.tiny else HALF_WIDTHS
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         widen = lambda x: jnp.asarray(x, jnp.float64 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)  # noqa: E731
-        params, batch = jax.tree.map(widen, (dict(model.params), model.batch))
-        eigenvalue = largest_eigenvalue(model.loss, params, batch)
-        sizes = [step / eigenvalue for step in steps]
-        programs = programs_of(model.loss, params, batch, sizes[0], routes)
-        _check_formulas(model.loss, params, batch, programs, sizes[0])
-        errors: dict[str, list[float]] = {name: [] for name in programs if name != UNIT}
-        doubts = []
-        for h in sizes:
-            expected, doubt = reference(model.loss, h, params, batch)
-            doubts.append(doubt)
-            for name, found in errors.items():
-                actual = _flat(programs[name].compiled(params, jnp.asarray(h, jnp.float64), batch))
-                found.append(_distance(actual, expected))
-        orders, wrong = {}, []
-        for name, found in errors.items():
-            claimed = int(name.split(", ")[1])
-            orders[name] = float(ir.observed_order(sizes, found)[-1])
-            if not abs(orders[name] - claimed) <= ORDER_TOLERANCE:
-                wrong.append(f"{name}: order {orders[name]:.2f} where {claimed} is claimed (errors {found})")
-        if wrong:
-            raise IncorrectFieldError("; ".join(wrong))
-        timed = measure.interleave(programs, unit=UNIT, rounds=rounds) if rounds else {}
-    whole = programs[UNIT].flops
-    rows = {
+        x, batch = jax.tree.map(widen, (dict(model.params), model.batch))
+        bound = jax.jit(lambda p, batch: jax.grad(model.loss)(p, batch))
+        gradient = functools.partial(lambda batch, p: bound(p, batch), batch)
+        flat, unravel = ravel_pytree(x)
+        eigenvalue = largest_eigenvalue(lambda y: ravel_pytree(gradient(unravel(y)))[0], flat)
+        h = jnp.asarray(STEPS[0] / eigenvalue)
+        built = {UNIT: measure.build(jax.grad(model.loss), x, batch)}
+        for name, (way, orders) in routes(exact, interpolated, effort.tiny).items():
+            for order in orders:
+                fn = lambda x, h, batch, way=way, order=order: way(lambda p: model.loss(p, batch), order, x, h)  # noqa: E731
+                built[f"order {order}, {name}"] = measure.build(fn, x, h, batch)
+        programs = {
+            name: lambda x, h, program=program: program.compiled(x, h, batch)
+            for name, program in built.items()
+            if name != UNIT
+        }
+        _check_agreement(programs, (x, h))
+        loss = lambda p: model.loss(p, batch)  # noqa: E731
+        found, doubts = _orders(programs, gradient, x, eigenvalue, empirical, half_widths)
+        counts = counted(loss, x, float(h), empirical)
+        sizes = [len(_lowered(loss, p, x, h).as_text().splitlines()) for p in COMPILED]
+        stored = jax.tree.map(lambda leaf: jnp.stack([leaf] * RECORDS), x)
+        ts, finite = np.arange(RECORDS) * float(h), np.ones(RECORDS, bool)
+
+        def along(stored):
+            return empirical(ir.Trajectory(ts, stored, None, finite, float(h)), 4, central=True).values
+
+        built["order 4, empirical"] = measure.build(along, stored)
+        timed: dict[str, measure.Cost] = {}
+        compiled: dict[str, measure.Cost] = {}
+        if effort.rounds:
+            timed = measure.interleave(built, unit=UNIT, rounds=effort.rounds)
+            compiles = {str(p): lambda p=p: _lowered(loss, p, x, h).compile() for p in COMPILED}
+            compiled = measure.interleave(compiles, unit=str(COMPILED[0]), rounds=min(effort.rounds, 7))
+    whole = built[UNIT].flops
+    data = {
         name: {
-            "errors": errors.get(name),
-            "order": orders.get(name),
+            **found.get(name, {"errors": None, "order": None}),
             "flops": program.flops / whole if program.flops and whole else None,
             "compile_seconds": program.compile_seconds,
             **(timed[name]._asdict() if timed else {}),
         }
-        for name, program in programs.items()
+        for name, program in built.items()
     }
-    return {"eigenvalue": eigenvalue, "reference_errors": doubts, "rows": rows}
+    rows = _rows(data, counts, sizes, compiled.get(str(COMPILED[1])))
+    title = f"{model.title}, float64, lambda = {eigenvalue:.3g}"
+    notes = f"{title}; errors of the reference: {' and '.join(f'{doubt:.0e}' for doubt in doubts)}."
+    details = {"eigenvalue": eigenvalue, "reference_errors": doubts, "counts": counts, "program_lines": sizes}
+    return measure.Report(rows, f"{notes}\n\n{table(data)}", {**details, "rows": data})
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], steps: Sequence[float] = STEPS) -> str:
+def _rows(data, counts, sizes, compiled) -> tuple[Row, ...]:
+    rows = []
+    for name, row in data.items():
+        cost, spread, target, limit, note = row.get("cpu"), row.get("cpu_quartiles"), None, None, ""
+        if name == UNIT:
+            continue
+        order = int(name.partition(",")[0].split()[1])
+        if name.endswith("interpolated"):
+            limit, target = float(order), 1.05 * order
+        if name.endswith("exact"):
+            limit, note = row["flops"], "limit: the FLOPs of this program"
+            others = [data.get(f"order {order}, {way}", {}).get("cpu") for way in ("nested products", "Taylor mode")]
+            target = min([STUDIED[order], *(c for c in others if c is not None)]) if order in STUDIED else None
+        if name.endswith("empirical"):
+            points = RECORDS - 4
+            cost, limit = None if cost is None else cost / points, 0.0
+            spread, note = (
+                spread and (spread[0] / points, spread[1] / points),
+                "no gradient: memory traffic, each point",
+            )
+        rows.append(Row(name, cost, UNIT, "cpu", limit, target, spread=spread, note=note))
+    for name, count in counts.items():
+        limit = 0.0 if name.endswith("empirical") else 8.0
+        rows.append(Row(f"{name}: gradients evaluated", float(count), "gradients", "count", limit, limit))
+    for name in [name for name in data if name.endswith("empirical")]:
+        rows.append(Row(f"{name}: order seen", data[name]["order"], "order", "count", 4.0, 4.0 - ORDER_TOLERANCE, True))
+    first, last = COMPILED
+    work = f"interpolated, order {last} over order {first}"
+    rows.append(Row(f"{work}: size of the program", sizes[1] / sizes[0], f"order {first}", "count", 1.0, 1.0))
+    seconds = (None, None) if compiled is None else (compiled.cpu, compiled.cpu_quartiles)
+    rows.append(Row(f"{work}: compile time", seconds[0], f"order {first}", "cpu", 1.0, 1.2, spread=seconds[1]))
+    return tuple(rows)
+
+
+def table(data: Mapping[str, Mapping[str, Any]]) -> str:
     """One row for each field."""
-    header = ["field, order", "CPU", "wall", "FLOPs", "compile s", *(f"error at {s:g}" for s in steps), "order"]
+    header = ["field", "CPU", "wall", "FLOPs", "compile s", *(f"error at {s:g}" for s in STEPS), "order"]
     lines = []
-    for name, row in rows.items():
-        errors = [f"{e:.1e}" for e in row["errors"]] if row["errors"] else ["-"] * len(steps)
+    for name, row in data.items():
+        errors = [f"{e:.1e}" for e in row["errors"]] if row["errors"] else ["-"] * len(STEPS)
         costs = [measure.number(row.get(clock)) for clock in ("cpu", "wall")]
         compiled = measure.number(row["compile_seconds"], 1)
-        # A loop's body is counted once, however often it runs: interpolation reads as one gradient.
-        flops = "-" if name.startswith("interpolated") else measure.number(row["flops"])
+        # A loop's body is counted once, however often it runs.
+        flops = "-" if name.endswith("interpolated") else measure.number(row["flops"])
         lines.append([name, *costs, flops, compiled, *errors, measure.number(row["order"])])
     return measure.markdown(header, lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where a field has another order than it claims."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--width",
-        type=int,
-        default=512,
-        help="of the hidden layers; narrow ones are not in the limit of small steps, and refused (default: 512)",
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each program; 0: errors and orders alone")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    options = parser.parse_args(arguments)
-    if options.width < 1 or options.rounds < 0:
-        parser.error("--width must be at least 1, and --rounds at least 0")
-    model = models.mlp((784, options.width, options.width, 10))
-    with jax.default_matmul_precision("highest"):
-        where = measure.environment("highest")
-        try:
-            result = costs(model, rounds=options.rounds)
-        except IncorrectFieldError as error:
-            print(f"fields: {error}", file=sys.stderr)
-            return 1
-    if options.json:
-        print(json.dumps({"environment": where, "rounds": options.rounds, "model": model.title, **result}))
-        return 0
-    print("  ".join(f"{key} {value}" for key, value in where.items()))
-    doubts = " and ".join(f"{doubt:.0e}" for doubt in result["reference_errors"])
-    print(f"\n{model.title}, float64, lambda = {result['eigenvalue']:.3g}; errors of the reference: {doubts}.\n")
-    print(table(result["rows"]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

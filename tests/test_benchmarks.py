@@ -110,26 +110,6 @@ def test_the_other_models_run(scripts, name, programs):
         assert 2.1 <= found["gradient-penalty"]["flops"] <= 1.02 * found[NAIVE]["flops"]
 
 
-def test_fields_have_their_orders(scripts):
-    fields, model = scripts["fields"], scripts["models"].TINY["mlp"]()
-    found = fields.costs(model, rounds=1, exact_orders=(1, 2), interpolated_orders=(2, 5))
-    assert {*found["rows"]} == {"gradient", "exact, 1", "exact, 2", "interpolated, 2", "interpolated, 5"}
-    assert max(found["reference_errors"]) < min(e for row in found["rows"].values() for e in row["errors"] or [1])
-    assert len(fields.table(found["rows"]).splitlines()) == 2 + len(found["rows"])
-
-
-def test_a_field_of_the_wrong_order_is_not_timed(scripts):
-    def wrong(phi, order):
-        field, below = ir.interpolated_vector_field(phi, order), ir.interpolated_vector_field(phi, order - 1)
-        return lambda t, x, h: jax.tree.map(lambda a, b: a + 0.1 * (a - b), field(t, x, h), below(t, x, h))
-
-    fields, model = scripts["fields"], scripts["models"].TINY["mlp"]()
-    with pytest.raises(fields.IncorrectFieldError, match="interpolated, 3: order 1"):
-        fields.costs(model, rounds=1, interpolated=wrong, exact_orders=(), interpolated_orders=(3,))
-    with pytest.raises(fields.IncorrectFieldError, match=r"exact, 2 is .* from its formula"):
-        fields.costs(model, rounds=1, exact=wrong, exact_orders=(2,), interpolated_orders=())
-
-
 def test_the_command_prints_one_object(scripts, monkeypatch, capsys):
     step_cost = scripts["step_cost"]
     monkeypatch.setattr(step_cost, "variants", lambda variants=step_cost.variants: variants()[:1])
