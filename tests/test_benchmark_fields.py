@@ -62,7 +62,7 @@ def _off(make):
 
 def test_a_field_of_the_wrong_order_is_not_timed(fields, effort, few, benchmark):
     few(interpolated=(3,))
-    with pytest.raises(benchmark("measure").IncorrectError, match="order 3, interpolated: order 1|order 2"):
+    with pytest.raises(benchmark("measure").IncorrectError, match=r"order 3, interpolated: order [12]"):
         fields.run(effort, interpolated=_off(ir.interpolated_vector_field))
 
 

@@ -5,11 +5,9 @@ import json
 import pathlib
 import sys
 
-import jax
 import optax
 import pytest
 
-import implicit_reg as ir
 from implicit_reg.methods import METHODS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
