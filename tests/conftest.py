@@ -13,6 +13,7 @@ os.environ.update(
     NPROC="2",
     PJRT_NPROC="2",
     JAX_EXPLICIT_X64_DTYPES="error",
+    JAX_ENABLE_COMPILATION_CACHE="0",  # of the command line, in the home of whoever runs the tests
     EQX_ON_ERROR="raise",
     MPLBACKEND="agg",
     IMPLICIT_REG_QUICK="1",  # notebooks: fewer step sizes and curves

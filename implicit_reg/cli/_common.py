@@ -25,6 +25,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from implicit_reg.cli import _cache
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_UNMEASURED = 0, 1, 2, 3
 EXIT_INTERNAL, EXIT_IO, EXIT_RESOURCES, EXIT_INTERRUPTED, EXIT_TERMINATED = 70, 74, 75, 130, 143
 
@@ -50,7 +52,10 @@ class Options(abc.ABC):
     threads: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Threads for XLA; results are the same bits on machines with other core counts only when it is set."""
     cache: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Keep compiled programs here for the next run. A cache is executable code: share it with nobody."""
+    """Keep compiled programs here for the next run, instead of in the user's folder for caches (~/.cache/implicit_reg
+    on Linux). A cache is executable code: share it with nobody."""
+    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep no compiled programs, and use none."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the traceback of an error."""
 
@@ -109,9 +114,14 @@ def set_environment(options: Options) -> None:
         if "jax" in sys.modules and os.environ.get("NPROC") != str(options.threads):
             raise UsageError("--threads has no effect after JAX was imported; start a new process")
         os.environ.update(NPROC=str(options.threads), PJRT_NPROC=str(options.threads))
-    if options.cache is not None:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(options.cache.absolute())
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if options.cache is not None and options.no_cache:
+        raise UsageError("--cache and --no-cache exclude each other")
+    if "jax" in sys.modules:
+        return
+    if options.no_cache:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    elif (why := _cache.keep_programs(options.cache)) is not None:
+        print(f"note: --cache {why}", file=sys.stderr)
 
 
 @contextlib.contextmanager

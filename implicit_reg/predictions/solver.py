@@ -54,7 +54,12 @@ def flow(dynamics: Flow, objective: Objective) -> Callable[..., np.ndarray]:
         nonlocal unravel
         w, h = jnp.asarray(w), jnp.asarray(float(h))
         start, unravel = ravel_pytree(begin(w, h, objective.start))
-        states = _solve(lambda n, y: np.asarray(derivative(n, y, w, h)), np.asarray(start), np.asarray(counts, float))
+        states = _solve(
+            # Of one type: the solver's first times are Python's floats, to which JAX gives a program of their own.
+            lambda n, y: np.asarray(derivative(np.float64(n), y, w, h)),
+            np.asarray(start),
+            np.asarray(counts, float),
+        )
         return np.stack([np.asarray(read(y)) for y in states])
 
     return call
