@@ -1,193 +1,36 @@
-"""What one training step costs, in gradients: correct first, then timed side by side.
+"""What one training step costs, in steps of plain gradient descent: correct first, then timed side by side.
 
-    python benchmarks/step_cost.py [--model mlp conv transformer] [--rounds N] [--json]
-
-The unit is one step of plain gradient descent on the same model: a gradient and the update.
+The unit is one step of `optax.sgd` on the same model, a gradient and the update. Every row of the methods table, both
+loss wrappers and the other routes to the gradient penalty make their steps in float64 and must meet the published
+formula, typed again; the compiled float32 program that is timed must then make the step that was checked. Backstitch
+with interval n is timed over n steps in a row, of which one is a backstitch.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import sys
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import measure
 import models
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
+from steps_variants import EXACT, GRAM, INTERVALS, LEARNING_RATE, Variant, every, variants
 
-from implicit_reg import losses
-from implicit_reg.methods import METHODS, Method
-
-LEARNING_RATE = 0.05
 UNIT, TWIN, GRADIENT = "gd", "gd, compiled again", "gradient alone"
 # In float64 a step and its formula differ by round-off. The program that is timed is in float32 (on GPUs perhaps with
 # less precise products), and is only to be recognized as the one that was checked.
 FLOAT64_TOLERANCE, TIMED_TOLERANCE = 1e-9, 1e-2
-
-
-class IncorrectStepError(RuntimeError):
-    """A step is not what its formula says; nothing is timed."""
-
-
-class Step(NamedTuple):
-    """`init(params) -> state`; `run(loss, params, state, batch) -> (params, state, value)`."""
-
-    init: Callable[[Any], Any]
-    run: Callable[..., tuple[Any, Any, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One program to check and time.
-
-    Attributes:
-      name, layer: as in the table.
-      hyperparameters: those that are timed.
-      make: `(**hyperparameters) -> Step`.
-      formula: `(loss, x, h, **hyperparameters) -> x'` on a flat vector, without code of `make`.
-      num_steps: how many steps the formula covers.
-    """
-
-    name: str
-    layer: str
-    hyperparameters: Mapping[str, Any]
-    make: Callable[..., Step]
-    formula: Callable[..., jax.Array]
-    num_steps: int = 1
-
-
-def from_transformation(transformation: optax.GradientTransformation) -> Step:
-    """A step with every extra argument that a transformation may ask for."""
-    transformation = optax.with_extra_args_support(transformation)
-
-    def run(loss, params, state, batch):
-        def value_fn(p):
-            return loss(p, batch)
-
-        value, gradient = jax.value_and_grad(value_fn)(params)
-        updates, state = transformation.update(gradient, state, params, value=value, grad=gradient, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state, value
-
-    return Step(transformation.init, run)
-
-
-def from_wrapper(wrap: Callable[[Callable], Callable]) -> Step:
-    """Gradient descent on a loss made from the loss."""
-    optimizer = optax.sgd(LEARNING_RATE)
-
-    def run(loss, params, state, batch):
-        value, gradient = jax.value_and_grad(wrap(loss))(params, batch)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    return Step(optimizer.init, run)
-
-
-def _along(params, scale, direction):
-    return jax.tree.map(lambda p, d: p + scale * d, params, direction)
-
-
-def _penalized_by(product: Callable) -> Callable[..., Step]:
-    """Gradient descent with `g + 2 strength product(gradient function, loss, params, g)`."""
-
-    def make(strength: float) -> Step:
-        def run(loss, params, state, batch):
-            def value_fn(p):
-                return loss(p, batch)
-
-            value, gradient = jax.value_and_grad(value_fn)(params)
-            total = _along(gradient, 2 * strength, product(value_fn, params, gradient))
-            return _along(params, -LEARNING_RATE, total), state, value
-
-        return Step(lambda params: optax.EmptyState(), run)
-
-    return make
-
-
-def _forward_over_reverse(value_fn, params, gradient):
-    return jax.jvp(jax.grad(value_fn), (params,), (gradient,))[1]
-
-
-def _reverse_over_forward(value_fn, params, gradient):
-    return jax.grad(lambda p: jax.jvp(value_fn, (p,), (gradient,))[1])(params)
-
-
-def _central_difference(value_fn, params, gradient, displacement=0.01):
-    ahead, behind = (jax.grad(value_fn)(_along(params, s * displacement, gradient)) for s in (1, -1))
-    return jax.tree.map(lambda a, b: (a - b) / (2 * displacement), ahead, behind)
-
-
-def _reverse_over_reverse(loss, strength):
-    """The penalized loss as one writes it first."""
-
-    def penalized(params, *batch):
-        value, gradient = jax.value_and_grad(loss)(params, *batch)
-        return value + strength * sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
-
-    return penalized
-
-
-def _penalty_formula(loss, x, h, strength):
-    return x - h * jax.grad(_reverse_over_reverse(loss, strength))(x)
-
-
-def _forward_formula(loss, x, h, strength):
-    gradient = jax.grad(loss)(x)
-    return x - h * (gradient + 2 * strength * jax.jvp(jax.grad(loss), (x,), (gradient,))[1])
-
-
-def _central_formula(loss, x, h, strength):
-    g = jax.grad(loss)
-    return x - h * (g(x) + strength * (g(x + 0.01 * g(x)) - g(x - 0.01 * g(x))) / 0.01)
-
-
-# The published formula of this row has a dense Hessian, which no model of this size can hold.
-AFFORDABLE = {"gradient-penalty": _penalty_formula}
-
-
-def _method(row: Method) -> Variant:
-    return Variant(
-        row.name,
-        "transformation",
-        row.hyperparameters,
-        lambda **hyperparameters: from_transformation(row.build(optax.sgd, LEARNING_RATE, **hyperparameters)),
-        AFFORDABLE.get(row.name, row.formula),
-        row.num_steps,
-    )
-
-
-def variants(methods: Mapping[str, Method] = METHODS) -> tuple[Variant, ...]:
-    """Every method of the table, then the loss wrappers, then other routes to the gradient penalty."""
-    penalty = {"strength": 0.01}
-
-    def wrapper(name, wrap, hyperparameters, formula):
-        return Variant(
-            name, "loss wrapper", hyperparameters, lambda **kw: from_wrapper(lambda l: wrap(l, **kw)), formula
-        )
-
-    def comparator(name, make, formula):
-        return Variant(f"penalty, {name}", "comparator", penalty, make, formula)
-
-    return (
-        *map(_method, methods.values()),
-        wrapper("losses.flooded", losses.flooded, {"level": 0.1}, METHODS["flooding"].formula),
-        wrapper("losses.gradient_penalized", losses.gradient_penalized, penalty, _penalty_formula),
-        comparator(
-            "reverse over reverse",
-            lambda strength: from_wrapper(lambda loss: _reverse_over_reverse(loss, strength)),
-            _forward_formula,
-        ),
-        comparator("forward over reverse", _penalized_by(_forward_over_reverse), _penalty_formula),
-        comparator("reverse over forward", _penalized_by(_reverse_over_forward), _penalty_formula),
-        comparator("central difference", _penalized_by(_central_difference), _central_formula),
-    )
+TWO = ("backstitch", "sam", "sam-unnormalized", "finite-difference-penalty")
+PENALTY = {"mlp": (2.5, 2.75), "conv": (2.9, 2.7), "transformer": (3.0, 3.3)}  # FLOPs; target
+# Few rows, so that Gram matrices pay.
+TINY = {**models.TINY, "mlp": functools.partial(models.mlp, (16, 32, 32, 4), batch=16)}
+NOTES = {
+    "conv": "FLOPs are no limit here: XLA's convolutions of the gradient are slower than those of the product",
+}
 
 
 def _float64(tree):
@@ -213,7 +56,7 @@ def check(model: models.Model, chosen: Sequence[Variant]) -> dict[str, np.ndarra
       The displacements by the formulas, at the hyperparameters that are timed, as flat vectors.
 
     Raises:
-      IncorrectStepError: naming every variant that is wrong, and by how much.
+      measure.IncorrectError: naming every variant that is wrong, and by how much.
     """
     displacements, wrong = {}, []
     with jax.enable_x64(True):
@@ -241,7 +84,7 @@ def check(model: models.Model, chosen: Sequence[Variant]) -> dict[str, np.ndarra
                 if k == 0:
                     displacements[variant.name] = expected
     if wrong:
-        raise IncorrectStepError(f"on {model.title}: " + "; ".join(wrong))
+        raise measure.IncorrectError(f"on {model.title}: " + "; ".join(wrong))
     return displacements
 
 
@@ -249,7 +92,7 @@ def build(model: models.Model, chosen: Sequence[Variant], displacements: Mapping
     """Compiles every variant in the dtypes of the model, runs each once, and recognizes the checked displacement.
 
     Raises:
-      IncorrectStepError: where the program to be timed does something else than the one that was checked.
+      measure.IncorrectError: where the program to be timed does something else than the one that was checked.
     """
     programs = {}
     before = np.asarray(ravel_pytree(model.params)[0], np.float64)
@@ -265,7 +108,7 @@ def build(model: models.Model, chosen: Sequence[Variant], displacements: Mapping
             params, state, _ = program.compiled(params, state, model.batch)
         moved = np.asarray(ravel_pytree(params)[0], np.float64) - before
         if not (error := _distance(moved, displacements[variant.name])) <= TIMED_TOLERANCE:
-            raise IncorrectStepError(f"on {model.title}: the timed program of {variant.name} is off by {error:.1e}")
+            raise measure.IncorrectError(f"on {model.title}: the timed program of {variant.name} is off by {error:.1e}")
         programs[variant.name] = program
         if variant.name == UNIT:
             programs[TWIN] = measure.build(run, model.params, step.init(model.params), model.batch)
@@ -273,17 +116,33 @@ def build(model: models.Model, chosen: Sequence[Variant], displacements: Mapping
     return programs
 
 
+def _cycle(program: measure.Program, num_steps: int) -> Callable[[], Any]:
+    """Several steps in a row, one call each."""
+
+    def call():
+        params, state, batch = program.arguments
+        for _ in range(num_steps):
+            params, state, value = program.compiled(params, state, batch)
+        return jax.block_until_ready((params, state, value))
+
+    return call
+
+
 def costs(model: models.Model, *, rounds: int, chosen: Sequence[Variant] | None = None) -> dict[str, dict[str, Any]]:
     """Checks, compiles and times; `rounds=0` leaves the timing out. The row of `gd` is the unit.
 
     Returns:
       For each program `flops` and `temporary_memory` over the unit's, `compile_seconds` and, where timed, `cpu`,
-      `wall`, `cpu_quartiles` and `wall_seconds` (see `measure.Cost`).
+      `wall`, their quartiles and `wall_seconds` (see `measure.Cost`), all of one step.
     """
     chosen = variants() if chosen is None else chosen
     programs = build(model, chosen, check(model, chosen))
     unit = programs[UNIT]
-    timed = measure.interleave(programs, unit=UNIT, rounds=rounds) if rounds else {}
+    steps = {variant.name: variant.num_steps for variant in chosen}
+    calls = {
+        name: _cycle(program, steps[name]) if steps.get(name, 1) > 1 else program for name, program in programs.items()
+    }
+    timed = measure.interleave(calls, unit=UNIT, rounds=rounds) if rounds else {}
 
     def over_unit(quantity, whole):
         return quantity / whole if quantity is not None and whole else None
@@ -295,17 +154,21 @@ def costs(model: models.Model, *, rounds: int, chosen: Sequence[Variant] | None 
             "flops": over_unit(program.flops, unit.flops),
             "temporary_memory": over_unit(program.temporary_bytes, unit.temporary_bytes),
             "compile_seconds": program.compile_seconds,
-            **(timed[name]._asdict() if timed else {}),
+            **(_per_step(timed[name], steps.get(name, 1)) if timed else {}),
         }
         for name, program in programs.items()
     }
 
 
-def details(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _per_step(cost: measure.Cost, num_steps: int) -> dict[str, Any]:
+    return {key: (np.asarray(value) / num_steps).tolist() for key, value in cost._asdict().items()}
+
+
+def details(table: Mapping[str, Mapping[str, Any]]) -> str:
     """Everything that was measured on one model."""
     header = ["one step", "layer", "CPU", "quartiles", "wall", "ms", "FLOPs", "memory", "compile s"]
     lines = []
-    for name, row in rows.items():
+    for name, row in table.items():
         low, high = row.get("cpu_quartiles", (None, None))
         lines.append(
             [
@@ -323,60 +186,52 @@ def details(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return measure.markdown(header, lines)
 
 
-def summary(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], time: str = "cpu") -> str:
-    """One column for each model: measured time over FLOPs, both in steps of gradient descent."""
-    names = list(next(iter(tables.values())))
-    rows = [
-        [name, *(f"{measure.number(t[name].get(time))} / {measure.number(t[name]['flops'])}" for t in tables.values())]
-        for name in names
+def rows(name: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[measure.Row, ...]:
+    """The table against its limits and targets."""
+    clock = "cpu" if jax.default_backend() == "cpu" else "wall"
+
+    def row(work, limit=None, target=None, note=""):
+        found = table[work]
+        value, spread = found.get(clock), found.get(f"{clock}_quartiles")
+        note = note if value is not None else "not timed"
+        return measure.Row(work, value, "gd step", clock, limit, target, spread=spread and tuple(spread), note=note)
+
+    flops, target = PENALTY[name]
+    exact = [row(work, flops, target, NOTES.get(name, "")) for work in EXACT[:2]]
+    others = [row(work, flops) for work in EXACT[2:]]
+    gram = [row(GRAM, 1.78, 1.9)] if GRAM in table else []
+    return (
+        row(TWIN, 1.0),
+        row(GRADIENT),
+        *(row(work, 1.0, 1.02) for work in ("flooding", "losses.flooded")),
+        *(row(work, 2.0, 2.05) for work in TWO),
+        *(row(f"backstitch, interval {n}", 1 + 1 / n, 1.05 * (1 + 1 / n), "mean of n steps") for n in INTERVALS),
+        *exact,
+        *gram,
+        *others,
+        *_memory(table, [GRAM] if gram else []),
+    )
+
+
+def _memory(table: Mapping[str, Mapping[str, Any]], more: Sequence[str]) -> list[measure.Row]:
+    """Temporary memory of our routes over the least among all exact ones."""
+    found = {work: table[work]["temporary_memory"] for work in (*EXACT, *more)}
+    if None in found.values():
+        return []
+    best = min(found, key=found.__getitem__)
+    note = f"the best is {best}"
+    return [
+        measure.Row(f"memory, {work}", found[work] / found[best], "best route", "bytes", 1.0, 1.0, note=note)
+        for work in (*EXACT[:2], *more)
     ]
-    return measure.markdown(["one step", *tables], rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where a step is not what its formula says."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", nargs="+", choices=models.MODELS, default=list(models.MODELS))
-    parser.add_argument(
-        "--rounds", type=int, default=25, help="timings of each program; 0: correctness and FLOPs alone"
-    )
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
-    parser.add_argument(
-        "--matmul-precision",
-        choices=("default", "high", "highest"),
-        default="highest",
-        help="of float32 products; GPUs and TPUs round the factors in `default` (default: highest)",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    options = parser.parse_args(arguments)
-    if options.rounds < 0:
-        parser.error(f"--rounds must be at least 0, got {options.rounds}")
-
-    say = (lambda *words: None) if options.json else (lambda *words: print(*words, flush=True))
-    tables, titles = {}, {}
-    with jax.default_matmul_precision(options.matmul_precision):
-        where = measure.environment(options.matmul_precision)
-        say("  ".join(f"{key} {value}" for key, value in where.items()))
-        for name in options.model:
-            model = (models.TINY if options.tiny else models.MODELS)[name]()
-            titles[name] = model.title
-            try:
-                tables[name] = costs(model, rounds=options.rounds)
-            except IncorrectStepError as error:
-                print(f"step_cost: {error}", file=sys.stderr)
-                return 1
-            say(f"\n{model.title}: all {len(variants())} steps are what their formulas say.")
-            if options.rounds:
-                twin = tables[name][TWIN]
-                say(f"Noise, the same program twice: {twin['cpu']:.3f} by CPU, {twin['wall']:.3f} by wall clock.")
-            say("\n" + details(tables[name]))
-    if options.json:
-        print(json.dumps({"environment": where, "rounds": options.rounds, "models": titles, "costs": tables}))
-    elif len(tables) > 1:
-        clock = "cpu" if jax.default_backend() == "cpu" else "wall"
-        say(f"\nIn steps of gradient descent, {clock} time / FLOPs:\n\n" + summary(tables, clock))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(effort: measure.Effort, name: str) -> measure.Report:
+    """The report of one model: "mlp", "conv" or "transformer"."""
+    model = (TINY if effort.tiny else models.MODELS)[name]()
+    chosen = (*variants(gram=name == "mlp"), *map(every, INTERVALS))
+    # What a GPU rounds in its default products would not be recognized as the step that was checked.
+    with jax.default_matmul_precision("highest"):
+        table = costs(model, rounds=effort.rounds, chosen=chosen)
+    title = f"{model.title}: all {len(chosen)} steps are what their formulas say."
+    return measure.Report(rows(name, table), f"{title}\n\n{details(table)}", {"model": model.title, "costs": table})

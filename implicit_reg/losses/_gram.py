@@ -59,15 +59,15 @@ class Leaf(NamedTuple):
         return used * rows * (ours + theirs) < (rows + used) * ours * theirs
 
 
-def read(program: core.Jaxpr, reader: Reader, weight: Atom, output: Atom) -> Leaf | str:
+def read(program: core.Jaxpr, reader: Reader, parameters: Sequence[Atom], weight: Atom, output: Atom) -> Leaf | str:
     """The weight as a `Leaf`, or why it is none."""
-    terms = reader.summands(output)
-    if len(terms) > 1:
-        return f"its gradient has {len(terms)} terms: it enters the loss more than once"
-    if not isinstance(gradient := terms[0], Product):
-        made = reader.made.get(gradient.array) if _products.is_variable(gradient.array) else None
+    gradient, *more = terms = reader.summands(output)
+    if not any(isinstance(term, Product) for term in terms):
+        made = reader.made.get(output) if _products.is_variable(output) else None
         source = "no product" if made is None else f"`{made.primitive.name}`"
         return f"its gradient comes from {source}, not from one product of real rows in float32 or wider"
+    if more:
+        return f"its gradient has {len(terms)} terms: it enters the loss more than once"
     uses, names = [], {weight: tuple(range(len(weight.aval.shape)))}
     for k, equation in enumerate(program.eqns):
         mine = [v for v in equation.invars if _products.is_variable(v) and v in names]
@@ -78,10 +78,19 @@ def read(program: core.Jaxpr, reader: Reader, weight: Atom, output: Atom) -> Lea
             names[equation.outvars[0]] = tuple(axes[i] for i in equation.params["permutation"])
             continue
         use = _use(k, equation, mine, axes, gradient)
+        if use is not None and any(_origin(reader, v) in parameters for v in (use.other, *gradient[:2])):
+            return "it multiplies another parameter"
         if use is None:
             return f"it is used by `{equation.primitive.name}`, in another way than as a factor of rows"
         uses.append(use)
     return Leaf(gradient, tuple(uses))
+
+
+def _origin(reader: Reader, atom: Atom) -> Atom:
+    """What the atom is a transpose of."""
+    while _products.is_variable(atom) and atom in reader.made and reader.made[atom].primitive.name == "transpose":
+        atom = reader.made[atom].invars[0]
+    return atom
 
 
 def _use(k: int, equation: core.JaxprEqn, mine: list[Atom], axes: tuple[int, ...], gradient: Product) -> Use | None:
@@ -141,13 +150,9 @@ class Rows:
             if not taps:
                 equations.append(equation)
                 continue
-            # Two taps where one weight multiplies another.
-            (out,) = equation.outvars
-            steps = [*(core.Var(out.aval) for _ in taps), out]
-            equations.append(equation.replace(outvars=steps[:1]))
-            for tap, before, after in zip(taps, steps[:-1], steps[1:], strict=True):
-                add = {"primitive": jax.lax.add_p, "params": {}, "invars": [before, tap], "outvars": [after]}
-                equations.append(equation.replace(**add))
+            (out,), before = equation.outvars, core.Var(equation.outvars[0].aval)
+            add = {"primitive": jax.lax.add_p, "params": {}, "invars": [before, *taps], "outvars": [out]}
+            equations += [equation.replace(outvars=[before]), equation.replace(**add)]
         outputs = list(program.outvars)
         for j, leaf in leaves.items():
             outputs[first + j] = leaf.gradient.left

@@ -63,11 +63,9 @@ class PenalizedLoss:
 
     def _leaves(self) -> dict[int, _gram.Leaf]:
         """The penalized weights whose gradients are better not formed."""
-        pure, reader = self.pure, Reader(self.pure.program)
-        found = {
-            j: _gram.read(pure.program, reader, pure.program.invars[pure.own[j]], pure.program.outvars[1 + j])
-            for j in self.masked
-        }
+        pure, program, reader = self.pure, self.pure.program, Reader(self.pure.program)
+        weights = [program.invars[i] for i in pure.own]
+        found = {j: _gram.read(program, reader, weights, weights[j], program.outvars[1 + j]) for j in self.masked}
         leaves = {j: leaf for j, leaf in found.items() if isinstance(leaf, _gram.Leaf)}
         if not leaves:
             paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(pure.parameters)]
