@@ -13,6 +13,7 @@ from implicit_reg.curvature.flatness import (
     noise_robustness,
 )
 from implicit_reg.curvature.lanczos import Extremes, extreme_eigenvalues, lanczos, sharpness
+from implicit_reg.curvature.leading import Leading, leading_eigenpairs
 from implicit_reg.curvature.minibatches import mean_value_and_gradient
 from implicit_reg.curvature.operators import (
     Operator,
@@ -40,6 +41,7 @@ __all__ = [
     "Escape",
     "Estimate",
     "Extremes",
+    "Leading",
     "LossSurface",
     "Operator",
     "SpectralDensity",
@@ -56,6 +58,7 @@ __all__ = [
     "hessian_operator",
     "lanczos",
     "largest_eigenpairs",
+    "leading_eigenpairs",
     "loss_along",
     "mean_value_and_gradient",
     "minibatch_gradient_variance",

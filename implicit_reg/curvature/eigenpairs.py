@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,13 @@ from jaxtyping import Bool, Float
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer, Scalar
+from implicit_reg.curvature.leading import grow, steps_for
 from implicit_reg.curvature.operators import Operator
 
 DENSE = 64  # columns up to which a dense `eigh` is cheaper than any iteration, and cannot miss a pair
 POWERS = 6  # power iterations that tell the size of the operator to a factor of about two
 WIDTH = 40  # basis vectors between restarts of ARPACK
+PROBE = 5  # steps from a random start outside of what was found: a copy of an outlier shows in so many
 
 
 class Eigenpairs(NamedTuple):
@@ -24,13 +27,17 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
       values: (k,), from the end of the spectrum inwards.
-      vectors: (k, d), orthonormal rows; `operator.unravel` gives them the structure of the parameters.
-      residuals: (k,), `||A v - lambda v||`, with a product of its own for each returned pair.
+      vectors: (k, d), orthonormal rows, to half the digits where `value_tolerance` is given; `operator.unravel` gives
+        them the structure of the parameters.
+      residuals: (k,), `||A v - lambda v||`, with a product of its own for each returned pair; where
+        `value_tolerance` is given by the recurrence, with one product that checks all of them.
       bounds: (k,), an eigenvalue of A lies within this distance of each value: the residual plus round-off. That no
         eigenvalue was missed between them is what ARPACK's restarts make likely, and no residual can show.
-      converged: (k,), whether the bound is within the tolerance.
-      tolerance: absolute.
+      converged: (k,), whether the bound is within the tolerance, or the error within `value_tolerance`.
+      tolerance: of the bounds, absolute.
       products: spent.
+      errors: (k,), estimates of the errors of the values: `residual^2 / gap`, where gaps are known to be wide, else the
+        residual, and some roundings.
     """
 
     values: Float[np.ndarray, " k"]
@@ -40,6 +47,7 @@ class Eigenpairs(NamedTuple):
     converged: Bool[np.ndarray, " k"]
     tolerance: float
     products: int
+    errors: Float[np.ndarray, " k"]
 
 
 def largest_eigenpairs(
@@ -47,6 +55,7 @@ def largest_eigenpairs(
     k: Integer = 1,
     *,
     tolerance: Scalar | None = None,
+    value_tolerance: Scalar | None = None,
     max_products: Integer | None = None,
     key: jax.Array | None = None,
 ) -> Eigenpairs:
@@ -57,6 +66,9 @@ def largest_eigenpairs(
       k: how many, at most the dimension.
       tolerance: of the residual, relative to the largest stretch of a vector that was seen; None is a hundredth of the
         square root of the dtype's resolution. Iteration stops when it is met.
+      value_tolerance: where given, the iteration stops when the error of each *value*, relative to it, is within this:
+        at half the digits of the residuals, and a fraction of the cost. A copy of a multiple eigenvalue that is
+        well above the k-th one is looked for; a close neighbor of the k-th may be missed.
       max_products: products after which the iteration is not restarted; None is 50 k + 500. What has been reached then
         is returned with `converged` False, or by a dense matrix where that takes no more products again.
       key: of the random start; None is a fixed one.
@@ -76,7 +88,7 @@ def largest_eigenpairs(
       >>> largest_eigenpairs(hessian, 2).values.round(3).tolist()
       [5.0, 2.0]
     """
-    return _eigenpairs("largest_eigenpairs", operator, k, tolerance, max_products, key, sign=1)
+    return _eigenpairs("largest_eigenpairs", operator, k, tolerance, value_tolerance, max_products, key, sign=1)
 
 
 def smallest_eigenpairs(
@@ -84,13 +96,14 @@ def smallest_eigenpairs(
     k: Integer = 1,
     *,
     tolerance: Scalar | None = None,
+    value_tolerance: Scalar | None = None,
     max_products: Integer | None = None,
     key: jax.Array | None = None,
 ) -> Eigenpairs:
     """The k algebraically smallest eigenvalues, ascending: the most negative ones of an indefinite operator first.
 
     Args:
-      operator, k, tolerance, max_products, key: as for `largest_eigenpairs`.
+      operator, k, tolerance, value_tolerance, max_products, key: as for `largest_eigenpairs`.
 
     Returns:
       The `Eigenpairs`.
@@ -105,13 +118,17 @@ def smallest_eigenpairs(
       >>> smallest_eigenpairs(hessian).values.round(3).tolist()
       [-6.0]
     """
-    return _eigenpairs("smallest_eigenpairs", operator, k, tolerance, max_products, key, sign=-1)
+    return _eigenpairs("smallest_eigenpairs", operator, k, tolerance, value_tolerance, max_products, key, sign=-1)
 
 
 def check_symmetric(function: str, operator: Operator, matvec: Callable[[np.ndarray], np.ndarray]) -> None:
     """Two random vectors tell a matrix that is not symmetric from one that is, almost surely."""
-    u, v = np.random.default_rng(1).standard_normal((2, operator.size)).astype(operator.dtype)
-    au, av = matvec(u), matvec(v)
+    u, v = np.random.default_rng(1).standard_normal((2, operator.size), np.float32).astype(operator.dtype)
+    refuse_asymmetry(function, operator, u, v, matvec(u), matvec(v))
+
+
+def refuse_asymmetry(function, operator, u, v, au, av) -> None:
+    """An error where `<u, A v>` and `<v, A u>` differ by more than round-off, u or v being random."""
     scale = np.linalg.norm(u) * np.linalg.norm(av) + np.linalg.norm(v) * np.linalg.norm(au)
     gap = abs(float(u @ av) - float(v @ au))
     # Random directions are nearly orthogonal: of an asymmetry the gap shows the part 1/sqrt(d).
@@ -141,34 +158,124 @@ class _Counted:
         return product
 
 
-def _eigenpairs(function, operator, k, tolerance, max_products, key, *, sign) -> Eigenpairs:
+def _eigenpairs(function, operator, k, tolerance, value_tolerance, max_products, key, *, sign) -> Eigenpairs:
     _checks.check_integer(function, "k", k)
     if k > operator.size:
         raise ValueError(f"{function}: `k` must be at most the dimension {operator.size}, got {k}")
     eps = float(jnp.finfo(operator.dtype).eps)
     tolerance = _checks.check_tolerance(function, "tolerance", tolerance, 1e-2 * eps**0.5, operator.dtype)
+    if value_tolerance is not None:
+        value_tolerance = _checks.check_tolerance(
+            function, "value_tolerance", value_tolerance, value_tolerance, operator.dtype
+        )
     most = 50 * int(k) + 500 if max_products is None else max_products
     _checks.check_integer(function, "max_products", most)
     from tqdm import tqdm
 
     with tqdm(desc=function, unit=" products", delay=2, disable=None, leave=False) as bar:
         matvec = _Counted(operator, bar)
-        check_symmetric(function, operator, matvec)
-        vectors = _subspace(operator, matvec, int(k), tolerance, int(most), key, sign)
-        # Rayleigh-Ritz on what came back: the values belong to the vectors, and each residual to its pair.
-        images = np.stack([matvec(v) for v in vectors])
+        found = None
+        if value_tolerance is not None:
+            found = _by_one_space(function, operator, matvec, int(k), value_tolerance, int(most), key, sign)
+            tolerance = max(tolerance, value_tolerance)
+        if found is None:
+            check_symmetric(function, operator, matvec)
+            values, vectors, residuals = _pairs(
+                matvec, _subspace(operator, matvec, int(k), tolerance, int(most), key, sign), sign
+            )
+            errors = _errors(values, residuals)
+        else:
+            values, vectors, residuals, errors = found
     scale = matvec.scale
-    small = vectors @ images.T
-    values, rotation = np.linalg.eigh((small + small.T) / 2)
-    order = np.argsort(-sign * values, kind="stable")
-    values, rotation = values[order], rotation[:, order]
-    vectors, images = rotation.T @ vectors, rotation.T @ images
-    residuals = np.linalg.norm(images - values[:, None] * vectors, axis=1)
     # A vector of unit length and its product carry about sqrt(d) roundings of their own.
     roundings = eps * scale * operator.size**0.5
     bounds = residuals + roundings
+    errors = errors + 8 * eps * scale
     converged = bounds <= max(tolerance * scale, 2 * roundings)
-    return Eigenpairs(values, vectors, residuals, bounds, converged, tolerance * scale, matvec.spent)
+    if value_tolerance is not None:
+        converged |= errors <= np.maximum(value_tolerance * np.abs(values), 4 * eps * scale)
+    return Eigenpairs(values, vectors, residuals, bounds, converged, tolerance * scale, matvec.spent, errors)
+
+
+def _pairs(matvec, vectors, sign) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rayleigh-Ritz on nearly orthonormal rows: the values belong to the vectors, and each residual to its pair."""
+    dtype = vectors.dtype
+    images = np.stack([matvec(v) for v in vectors])
+    small, gram = (np.asarray(vectors @ rows.T, np.float64) for rows in (images, vectors))
+    half = np.linalg.inv(np.linalg.cholesky((gram + gram.T) / 2))
+    values, rotation = np.linalg.eigh(half @ ((small + small.T) / 2) @ half.T)
+    order = np.argsort(-sign * values, kind="stable")
+    values, rotation = values[order].astype(dtype), (half.T @ rotation[:, order]).astype(dtype)
+    vectors, images = rotation.T @ vectors, rotation.T @ images
+    return values, vectors, np.linalg.norm(images - values[:, None] * vectors, axis=1)
+
+
+def _errors(values, residuals) -> np.ndarray:
+    """`min(r, r^2 / gap)`; of the last value no gap is known."""
+    steps = np.append(np.abs(np.diff(values)), 0)
+    gaps = np.minimum(np.append(np.inf, steps[:-1]), steps)
+    return np.where(gaps > residuals, residuals**2 / np.where(gaps > 0, gaps, 1), residuals)
+
+
+def _by_one_space(function, operator, matvec, k, tolerance, most, key, sign) -> tuple | None:
+    """Values, vectors, residuals, errors; None where one Krylov space does not do, or misses a pair."""
+    capacity = min(steps_for(k), operator.size)
+    if operator.size <= max(DENSE, k + 2) or most < k + 2:
+        return None
+    keys = jax.random.split(jax.random.key(0) if key is None else key)
+    found, *tridiagonal = _grown(
+        (operator.product, operator.size, operator.dtype, k, capacity),
+        (operator.arguments, keys[0], tolerance, sign, min(most, capacity)),
+    )
+    count = int(found.products)
+    matvec.spend(count)
+    if not np.all(found.converged):
+        return None
+    diagonal, off_diagonal = (np.asarray(x[:count], np.float64) for x in tridiagonal)
+    projected = np.diag(diagonal) + np.diag(off_diagonal[:-1], 1) + np.diag(off_diagonal[:-1], -1)
+    values = sign * np.linalg.eigvalsh(projected)[::-1][:k].astype(operator.dtype)
+    vectors, residuals, errors = (np.asarray(x) for x in (found.vectors, found.residuals, found.errors))
+    # One product on a random combination tells whether the recurrence told the truth of all the residuals.
+    rng = np.random.default_rng(2)
+    signs = rng.choice([-1, 1], k).astype(operator.dtype)
+    mixed = signs @ vectors
+    image = matvec(mixed)
+    off = float(np.linalg.norm(image - (signs * values) @ vectors))
+    eps = float(jnp.finfo(operator.dtype).eps)
+    if off > 3 * float(np.linalg.norm(residuals)) + eps**0.5 * matvec.scale:
+        return None
+    # A copy of what was found has an eigenvector outside of it: a short Krylov space there sees it, if well above.
+    basis, images = _krylov(matvec, vectors, PROBE if k > 1 else 1, rng)
+    refuse_asymmetry(function, operator, basis[0], mixed, images[0], image)
+    small = sign * np.asarray(basis @ images.T, np.float64)
+    above = float(np.linalg.eigvalsh((small + small.T) / 2)[-1]) - sign * float(values[-1])
+    if k > 1 and above > max(tolerance * abs(values[-1]), 4 * eps * matvec.scale):
+        return None
+    return values, vectors, np.maximum(residuals, off) if k == 1 else residuals, errors
+
+
+def _krylov(matvec, vectors, steps, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal rows from a random start, orthogonal to the given ones, and their images."""
+    basis = np.zeros((steps, vectors.shape[1]), vectors.dtype)
+    images = np.zeros_like(basis)
+    w = rng.standard_normal(vectors.shape[1], np.float32).astype(vectors.dtype)
+    for j in range(steps):
+        w = w - (vectors @ w) @ vectors
+        w = w - (basis[:j] @ w) @ basis[:j]
+        norm = float(np.linalg.norm(w))
+        if not norm > 0:
+            break
+        basis[j] = w / norm
+        images[j] = w = matvec(basis[j])
+    return basis, images
+
+
+@partial(jax.jit, static_argnums=0)
+def _grown(static, operands):
+    product, size, dtype, k, capacity = static
+    arguments, key, tolerance, sign, limit = operands
+    operator = Operator("eigenpairs", size, dtype, product, arguments, lambda v: v)
+    return grow(operator, k, capacity, key, tolerance, sign=sign, limit=limit)
 
 
 def _subspace(operator, matvec, k, tolerance, most, key, sign) -> np.ndarray:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from implicit_reg import _callables, _checks
-from implicit_reg._types import Data, Integer, Loss, Params
+from implicit_reg._types import Data, Integer, Loss, Params, Scalar
+from implicit_reg.curvature.leading import leading_eigenpairs
 from implicit_reg.curvature.operators import Operator, hessian_operator
 
 
@@ -143,16 +144,18 @@ def sharpness(
     data: Data = (),
     *,
     num_steps: Integer = 20,
+    tolerance: Scalar | None = None,
     key: jax.Array | None = None,
     batch_size: Integer | None = None,
 ) -> Float[Array, ""]:
     """The largest Hessian eigenvalue by `num_steps` of Lanczos, traceable: gradient descent is stable below 2/h.
 
-    It approaches the eigenvalue from below; `largest_eigenpairs` gives it with its error bound.
+    It approaches the eigenvalue from below; `leading_eigenpairs` and `largest_eigenpairs` give it with its error.
 
     Args:
       loss_fn, params, data, batch_size: as for `hessian_operator`.
       num_steps: products to spend, about 1.8 gradients each.
+      tolerance: where given, it stops as soon as the estimated error relative to the eigenvalue is within it.
       key: of the random start; None is a fixed one.
 
     Returns:
@@ -166,6 +169,9 @@ def sharpness(
       2.0
     """
     operator = hessian_operator(_callables.hashable(loss_fn), params, data, batch_size=batch_size)
+    if tolerance is not None and operator.size > 2:
+        _checks.check_integer("sharpness", "num_steps", num_steps, low=3)
+        return leading_eigenpairs(operator, 1, tolerance=tolerance, max_steps=num_steps, key=key).values[0]
     return extreme_eigenvalues(operator, num_steps=num_steps, key=key).high
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -58,16 +58,34 @@ class Operator:
     def matvec(self, vector: np.ndarray | Array) -> np.ndarray:
         """`A v` on the host, for libraries that drive from there; compiled once.
 
+        What does not depend on the vector is computed by the first call and kept: of a Hessian on all the data at once
+        that is a fifth of a product.
+
         Raises:
           ValueError: where the product is not finite.
         """
-        product = np.asarray(_jitted_product(self.product, self.arguments, jnp.asarray(vector, self.dtype)))
+        product = np.asarray(self._on_host(jnp.asarray(vector, self.dtype)))
         if not np.all(np.isfinite(product)):
             raise ValueError(
                 f"{self.name}: a product is not finite: the parameters, the loss or its second derivative overflow "
                 f"there; look at loss_fn(params, *data) first"
             )
         return product
+
+    def repeated(self) -> Callable[[Array], Array]:
+        """`v -> A v` for many vectors in one traced function: what does not depend on v is computed here, and once."""
+        return self.product.linearized(self.arguments) if self._linear else self.apply
+
+    @property
+    def _linear(self) -> bool:
+        linear = getattr(self.product, "linear", None)
+        return linear is not None and linear(self.arguments)
+
+    @cached_property
+    def _on_host(self) -> Callable[[Array], Array]:
+        if self._linear:
+            return partial(_pushed, _linearized(self.product, self.arguments))
+        return partial(_jitted_product, self.product, self.arguments)
 
     def dense(self) -> Array:
         """The matrix, (d, d), symmetrized; d products.
@@ -86,6 +104,16 @@ class Operator:
 @partial(jax.jit, static_argnums=0)
 def _jitted_product(product, arguments, vector):
     return product(arguments, vector)
+
+
+@partial(jax.jit, static_argnums=0)
+def _linearized(product, arguments):
+    return product.linearized(arguments)
+
+
+@jax.jit
+def _pushed(pushforward, vector):
+    return pushforward(vector)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -225,6 +253,19 @@ class _Hessian:
 
         with jax.default_matmul_precision("highest"):
             return mean_over_batches(one, data, self.batch_size)
+
+    def linear(self, arguments) -> bool:
+        """Whether one linearization serves all products: minibatches would keep the residuals of all of them."""
+        leaves = jax.tree.leaves(arguments[1])
+        return self.batch_size is None or not leaves or self.batch_size >= leaves[0].shape[0]
+
+    def linearized(self, arguments):
+        """The product as a pytree that can be called: residuals of the gradient, computed once."""
+        params, data = arguments
+        vector, unravel = flatten(params)
+        with jax.default_matmul_precision("highest"):
+            gradient = lambda x: flatten(jax.grad(self.loss_fn)(unravel(x), *data))[0]  # noqa: E731
+            return jax.linearize(gradient, vector)[1]
 
 
 @dataclasses.dataclass(frozen=True)
