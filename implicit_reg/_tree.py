@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,8 @@ def strong(tree: PyTree) -> PyTree:
 
 def all_finite(tree: PyTree) -> Array:
     """Whether every entry of every leaf is finite, as one boolean."""
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], dtype=bool))
+    flags = (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+    return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
 def wide(*dtypes: np.dtype) -> np.dtype:

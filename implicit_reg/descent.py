@@ -190,7 +190,7 @@ def descend(
     Returns:
       The trajectory at steps 0, every, 2 every, ..., `num_steps`, the start included, at times `t = n h`. A run that
       diverges is recorded in `finite`. Runs with other `h`, and with other `num_steps` but equally many records,
-      share one compilation.
+      share one compilation, apart from those that record every step.
 
     Raises:
       TypeError, ValueError: an argument is not as above; nothing has been computed then.
@@ -224,12 +224,13 @@ def descend(
     try:
         if _is_traced(method, loss_fn, observe, num_records, operands):
             run = functools.partial(_run, method, loss_fn, observe, num_records)
-        recorded, observed, finite = run(every, *operands)
+        # A loop of one step in the loop over records would nearly double the time of a step of few parameters.
+        recorded, observed, finite = run(None if every == 1 else every, *operands)
     except TypeError as error:
         error.add_note(f"descend calls loss_fn(params, *batch) with {len(batches)} batch arguments (`batches`).")
         raise
     return Trajectory(
-        t=record_times(np.arange(num_records + 1) * every, h),
+        t=record_times(np.arange(0, num_steps + 1, every, dtype=np.float64), h),
         params=recorded,
         observed=observed,
         finite=finite,
@@ -261,7 +262,7 @@ def _is_traced(method, loss_fn, observe, num_records: int, operands: PyTree) -> 
 # functions never holds a tracer.
 @functools.lru_cache(maxsize=256)
 def _check_closures(method, loss_fn, observe, moves, types, structure) -> None:
-    run = functools.partial(_run, method, loss_fn, observe, int(moves), 1)
+    run = functools.partial(_run, method, loss_fn, observe, int(moves), None)
     shapes = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak_type) for t in types]
     closed = jax.make_jaxpr(run)(*jax.tree.unflatten(structure, shapes)).consts
     if any(isinstance(leaf, jax.core.Tracer) for leaf in closed):
@@ -308,7 +309,10 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches, state
 
     def record(k, carry):
         moving, records = carry
-        moving = jax.lax.fori_loop(0, every, lambda i, moving: step(k * every + i, moving), moving)
+        if every is None:
+            moving = step(k, moving)
+        else:
+            moving = jax.lax.fori_loop(0, every, lambda i, moving: step(k * every + i, moving), moving)
         # Into one buffer that the loop updates in place: joining the start to what a scan has stacked copies all of it.
         put = lambda records, leaf: jax.lax.dynamic_update_index_in_dim(records, leaf, k + 1, axis=0)  # noqa: E731
         return moving, jax.tree.map(put, records, look(moving[0]))

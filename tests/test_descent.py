@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import loops_around
 from tolerances import ROUND_OFF, SOLVER, assert_close
 
 import implicit_reg as ir
@@ -78,7 +79,7 @@ def test_extra_arguments_are_passed_to_the_transformation():
 def test_step_sizes_with_equally_many_records_share_one_compilation():
     before = descent._jitted_run._cache_size()
     fresh = lambda p: loss(p) + 0.0  # noqa: E731
-    for n in (4, 8, 16):
+    for n in (8, 12, 16):
         run = ir.descend(optax.sgd, fresh, PARAMS, 0.8 / n, n, every=n // 4)
         np.testing.assert_allclose(run.t, 0.2 * np.arange(5), rtol=0, atol=1e-15)
     assert descent._jitted_run._cache_size() == before + 1
@@ -289,3 +290,69 @@ def test_a_loss_without_its_batches_is_told_about_them():
     with pytest.raises(TypeError) as caught:
         ir.descend(optax.sgd, lambda p, scale: scale * loss(p), PARAMS, 0.1, 2)
     assert any("with 0 batch arguments (`batches`)" in note for note in caught.value.__notes__)
+
+
+def test_a_second_call_traces_nothing():
+    traces = []
+
+    def counted(p):
+        traces.append(0)
+        return loss(p)
+
+    ir.descend(optax.sgd, counted, PARAMS, 0.1, 8, every=4)
+    first = len(traces)
+    for h, num_steps in ((0.05, 8), (0.1, 12), (np.float32(0.02), 16)):
+        ir.descend(optax.sgd, counted, PARAMS, h, num_steps, every=num_steps // 2)
+    assert len(traces) == first > 0
+
+
+def test_numbers_made_of_the_step_size_are_judged_in_every_call():
+    method = lambda h: optax.chain(ir.sam(radius=0.3 - h), optax.sgd(h))  # noqa: E731
+    for _ in range(2):
+        ir.descend(method, loss, PARAMS, 0.1, 2)
+        with pytest.raises(ValueError, match="radius"):
+            ir.descend(method, loss, PARAMS, 0.5, 2)
+
+
+def test_what_is_being_differentiated_is_not_kept():
+    """Functions are known by a cache; those that close over a tracer must not stay in it."""
+    before = descent._check_closures.cache_info().currsize
+    end = lambda a: ir.descend(optax.sgd, lambda p: a * loss(p), PARAMS, 0.1, 2).params["a"][-1, 0]  # noqa: E731
+    assert abs(float(jax.grad(end)(1.0))) > 1e-3
+    assert descent._check_closures.cache_info().currsize == before
+
+
+def _program(num_records, every, observe=None):
+    operands = (every, PARAMS, jnp.float32(0.1), (), None)
+    return descent._jitted_run.trace(optax.sgd, loss, observe, num_records, *operands), operands
+
+
+def test_the_loop_is_one_program_that_talks_to_nobody():
+    traced, operands = _program(3, jnp.int32(2))
+    assert "callback" not in str(traced.jaxpr)
+    compiled = traced.lower().compile()
+    operands = jax.device_put(operands)
+    jax.block_until_ready(operands)
+    with jax.transfer_guard("disallow"):
+        recorded, _, finite = jax.block_until_ready(compiled(*operands))
+    assert_close(recorded, ir.descend(optax.sgd, loss, PARAMS, 0.1, 6, every=2).params, ROUND_OFF)
+    assert np.array_equal(finite, [True] * 4)
+
+
+def test_records_are_written_in_place_and_the_start_survives():
+    """Temporary memory does not depend on how many steps or records there are: nothing is stacked, then copied."""
+    start = jax.tree.map(jnp.copy, PARAMS)
+    ir.descend(optax.sgd, loss, start, 0.1, 200)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+    sizes = [
+        _program(num_records, every)[0].lower().compile().memory_analysis().temp_size_in_bytes
+        for num_records, every in ((4, None), (4000, None), (4, jnp.int32(1000)))
+    ]
+    assert max(sizes) - min(sizes) < 1024, sizes  # 4000 records are 64 KB
+
+
+def test_an_observer_stands_outside_of_the_loop_over_steps():
+    observe = lambda params: jax.lax.erf_inv(params["a"])  # noqa: E731
+    traced, _ = _program(3, jnp.int32(2), observe)
+    assert sorted(loops_around(traced.jaxpr.jaxpr, "erf_inv")) == [0, 1]  # the start, and a record
+    assert max(loops_around(traced.jaxpr.jaxpr, "tanh")) == 2

@@ -368,3 +368,28 @@ def test_base_optimizers_get_the_value():
 def test_load_data_splits_by_its_own_seed():
     one, two = (load_data(dataclasses.replace(WINE, seed=seed, split_seed=5)) for seed in (0, 1))
     assert np.array_equal(one.x_train, two.x_train)
+
+
+def test_epochs_reuse_the_memory_of_their_state_and_leave_the_callers_alone():
+    run = Run(dataclasses.replace(WINE, epochs=2))
+    start, seen = run.init(), []
+    end, _ = fit(run, state=start, on_epoch=lambda state, history: seen.append(state))
+    assert not any(leaf.is_deleted() for state in (start, end) for leaf in jax.tree.leaves(state))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(seen[0].params))
+    again, _ = fit(run, state=start)
+    assert_close(again.params, end.params, ROUND_OFF)
+
+
+def test_every_leaf_of_the_state_is_donated_and_no_epoch_talks_to_the_host():
+    run = Run(WINE)
+    state = jax.tree.map(jnp.copy, run.init())
+    order = run.program.order(state.key, state.epoch)
+    epoch = jax.jit(run.program.epoch, donate_argnums=0)
+    text = epoch.lower(state, run.arrays, run.knobs, order).compile().as_text()
+    assert text.count("-alias)") == len(jax.tree.leaves(state)), text[:400]
+    run.advance(jax.tree.map(jnp.copy, state))
+    state = jax.tree.map(jnp.copy, state)
+    with jax.transfer_guard("disallow"):
+        after, _ = jax.block_until_ready(run.advance(state))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert "callback" not in str(jax.make_jaxpr(run.program.epoch)(after, run.arrays, run.knobs, order))

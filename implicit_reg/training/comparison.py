@@ -251,9 +251,10 @@ def _train(
 
     # Seeds inside, candidates outside: the data have an axis for the seed alone and are not copied per candidate.
     init = jax.jit(jax.vmap(jax.vmap(program.init, in_axes=(0, None)), in_axes=(None, 0)))
-    step = jax.jit(jax.vmap(jax.vmap(program.epoch, in_axes=(0, 0, None, 0)), in_axes=(0, None, 0, None)))
+    step = jax.vmap(jax.vmap(program.epoch, in_axes=(0, 0, None, 0)), in_axes=(0, None, 0, None))
+    step = jax.jit(step, donate_argnums=0)
     order = jax.vmap(program.order, in_axes=(0, None))
-    state = init(keys, knobs)
+    state = jax.tree.map(jnp.copy, init(keys, knobs))  # the keys in it are the caller's, and the steps use it up
     history = []
     for k in range(math.ceil(run.num_steps / program.steps_per_epoch)):
         state, record = step(state, arrays, knobs, order(keys, jnp.int32(k)))

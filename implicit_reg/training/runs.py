@@ -181,6 +181,12 @@ class Run:
         return lambda state: epoch(state, self.arrays, self.knobs, self.program.order(state.key, state.epoch))
 
     @cached_property
+    def advance(self) -> Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]:
+        """`step_epoch` that gives the memory of the state to the next one: what goes in is gone afterwards."""
+        epoch = jax.jit(self.program.epoch, donate_argnums=0)
+        return lambda state: epoch(state, self.arrays, self.knobs, self.program.order(state.key, state.epoch))
+
+    @cached_property
     def evaluate(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """Loss and score at test time, jitted."""
         return jax.jit(self.program.evaluate)
@@ -226,7 +232,8 @@ def fit(
     Args:
       run: what to train.
       state, history: where an earlier call stopped; `None` is the beginning.
-      on_epoch: called after each epoch with the state and the history so far; a true answer stops the run.
+      on_epoch: called after each epoch with the state and the history so far; a true answer stops the run. The next
+        epoch reuses the memory of that state: copy what is to be kept (`jax.tree.map(jnp.copy, state)`).
 
     Returns:
       The state, and one record per epoch: `epoch`, `steps`, `gradients`, `train_loss`, `validation_loss`,
@@ -238,10 +245,11 @@ def fit(
       >>> [record["epoch"] for record in history], bool(history[1]["train_loss"] < history[0]["train_loss"])
       ([1, 2], True)
     """
-    state = run.init() if state is None else state
+    # A copy, for the epochs reuse the memory of what they get: the caller's state is to live on.
+    state = jax.tree.map(jnp.copy, run.init() if state is None else state)
     history = list(history or [])
     while int(state.epoch) < run.settings.epochs and bool(state.finite):
-        state, record = run.step_epoch(state)
+        state, record = run.advance(state)
         numbers = finite_or_none(record)
         history.append(
             {

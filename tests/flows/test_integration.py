@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import loops_around
 from tolerances import DERIVATIVE, ROUND_OFF, SOLVER, assert_close
 
 import implicit_reg as ir
@@ -208,3 +209,59 @@ def test_bad_maps_and_arguments_of_fields(make):
 def test_gradient_field_wants_a_scalar_loss():
     with pytest.raises(ValueError, match="must be a scalar loss, got shape"):
         ir.gradient_field(lambda x: x**2)(0.0, jnp.ones(2), 0.1)
+
+
+def test_a_second_call_traces_nothing():
+    traces = []
+
+    def field(t, x, h):
+        traces.append(0)
+        return -x
+
+    x = jnp.ones(2)
+    ir.integrate(field, x, [0.0, 1.0], 0.1)
+    first = len(traces)
+    for h, tolerance in ((0.2, 1e-4), (jnp.float32(0.1), 1e-5), (np.float64(0.3), None)):
+        ir.integrate(field, x, [0.5, 2.0], h, rtol=tolerance, atol=tolerance)
+    assert len(traces) == first > 0
+
+
+@pytest.mark.x64
+def test_orders_of_the_solver():
+    """Order 5 needs fewer evaluations where the tolerance is loose, order 8 where it is tight; both are right."""
+    stages = {5: 6, 8: 13}
+    field = lambda t, x, h: jnp.cos(t) * x  # noqa: E731
+    costs = {}
+    for tolerance in (1e-5, 1e-11):
+        for order in (5, 8):
+            run = ir.integrate(field, jnp.array(1.0), [3.0], 0.1, rtol=tolerance, atol=tolerance, order=order)
+            assert abs(float(run.params[0]) - np.exp(np.sin(3.0))) < 10 * tolerance
+            costs[tolerance, order] = stages[order] * int(run.solver.num_steps)
+    assert costs[1e-5, 5] < costs[1e-5, 8]
+    assert costs[1e-11, 8] < 0.5 * costs[1e-11, 5]
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        (3, ValueError, r"`order` must be 5 \(Tsit5\) or 8 \(Dopri8\), got 3"),
+        (5.0, TypeError, "`order` must be an int"),
+    ],
+)
+def test_an_order_that_there_is_not(order, error, message):
+    with pytest.raises(error, match=message):
+        ir.integrate(lambda t, x, h: -x, jnp.ones(2), [1.0], 0.1, order=order)
+
+
+def test_the_loop_of_the_solver_talks_to_nobody():
+    operands = (jnp.ones(2), jnp.array([0.0, 1.0]), jnp.float32(0.1))
+    tolerances = (jnp.float32(1e-5),) * 2
+    jax.block_until_ready((operands, tolerances))
+    traced = integration.solve.trace(lambda t, x, h: -x, None, tolerances, 4096, *operands, 8)
+    # diffrax checks the times once, before it steps, and would call the host to say that they are wrong.
+    assert set(loops_around(traced.jaxpr.jaxpr, "callback")) <= {0}
+    assert set(loops_around(traced.jaxpr.jaxpr, "neg")) >= {2}  # the field, in the stages of the steps
+    compiled = traced.lower().compile()
+    with jax.transfer_guard("disallow"):
+        recorded = jax.block_until_ready(compiled(tolerances, *operands))[0]
+    assert_close(recorded[1], jnp.full(2, np.exp(-1.0).astype(np.float32)), SOLVER)
