@@ -31,7 +31,7 @@ def epoch_orders(
       num_batches: m; up to `LARGEST_EXACT` = 6 the orders are enumerated.
       num_samples: how many orders to draw, an even number: each draw brings its reverse along, which cancels the
         deviation of second order. To be fixed before looking at a result.
-      key: what the draws are made from; needed with `num_samples`, and only then.
+      key: what the draws are made from, not traced; needed with `num_samples`, and only then.
 
     Returns:
       One order in each row; in a sample, rows 2j and 2j + 1 are a pair.
@@ -50,8 +50,9 @@ def epoch_orders(
     """
     if _check_orders("epoch_orders", num_batches, num_samples, key):
         return np.array(list(itertools.permutations(range(int(num_batches)))), dtype=np.int32)
-    keys = jax.random.split(key, num_samples // 2)
-    drawn = np.asarray(jax.vmap(lambda key: jax.random.permutation(key, int(num_batches)))(keys), np.int32)
+    with jax.ensure_compile_time_eval():  # a program that is being traced around this holds the orders as constants
+        keys = jax.random.split(key, num_samples // 2)
+        drawn = np.asarray(jax.vmap(lambda key: jax.random.permutation(key, int(num_batches)))(keys), np.int32)
     return np.stack([drawn, drawn[:, ::-1]], axis=1).reshape(num_samples, int(num_batches))
 
 
@@ -69,6 +70,8 @@ def _check_orders(function: str, num_batches: Integer, num_samples: Integer | No
     for argument, value in (("num_samples", num_samples), ("key", key)):
         if value is None:
             raise _checks.missing(function, argument, f"{function}(..., num_samples=256, key=jax.random.key(0))")
+    if isinstance(key, jax.core.Tracer):
+        raise TypeError(f"{function}: `key` must be concrete, got a tracer; draw outside of jit, vmap and grad")
     _checks.check_integer(function, "num_samples", num_samples, low=4, why="two reverse pairs give an error bar")
     if num_samples % 2:
         raise ValueError(f"{function}: `num_samples` must be even, for orders come in reverse pairs, got {num_samples}")
@@ -212,7 +215,7 @@ def mean_epoch(
       params: the start, any pytree of floating leaves.
       h: the step size; may be traced. All step sizes share one compilation.
       num_samples: how many orders to draw, an even number of at least 4; None takes all orders.
-      key: what the draws are made from, with `num_samples` and only then.
+      key: what the draws are made from, not traced; with `num_samples` and only then.
       lanes: how many runs are computed side by side, at most. Memory: up to `lanes` times (m + 2) of the parameters
         and the optimizer's state, and `lanes` gradients.
 

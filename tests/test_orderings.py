@@ -157,6 +157,12 @@ def test_it_is_the_mean_and_the_error_of_the_pairs():
     assert not np.array_equal(flat(other.params), flat(mean.params))
 
 
+def test_a_sample_may_be_part_of_a_program(key):
+    x = start(jnp.float32)
+    draw = lambda x: mean_epoch(optax.sgd, loss, 4, x, 0.1, num_samples=4, key=key)[:3]  # noqa: E731
+    assert_close(jax.jit(draw)(x), draw(x), ROUND_OFF)
+
+
 @pytest.mark.x64
 def test_reverse_pairs_are_worth_a_power_of_the_step_size():
     """Single orders spread as h^2, pairs as h^3: an error bar of as many single orders is longer by 1/h."""
@@ -225,6 +231,8 @@ def test_what_is_refused(key):
         arguments = {"method": optax.sgd, "loss_fn": loss, "num_batches": 3, "params": x, "h": 0.1} | wrong
         with pytest.raises(ValueError, match=f"mean_epoch.*{message}"):
             mean_epoch(**arguments)
+    with pytest.raises(TypeError, match="mean_epoch: `key` must be concrete"):
+        jax.jit(lambda key: mean_epoch(optax.sgd, loss, 3, x, 0.1, num_samples=4, key=key))(key)
     with pytest.raises(TypeError, match="mean_epoch: `method`"):
         mean_epoch(None, loss, 3, x, 0.1)
     with pytest.raises(TypeError, match=r"mean_epoch: `method\(h\)`"):
