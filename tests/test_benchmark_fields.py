@@ -1,7 +1,5 @@
 """The benchmark of modified equations: fields that are right, and what happens to those that are not."""
 
-import functools
-
 import jax
 import pytest
 
@@ -45,7 +43,8 @@ def test_fields_are_of_their_orders_and_cost_what_is_counted(fields, effort):
     # Elementwise work is some percent of so small a model.
     assert flops["order 2, exact"] < 2.8
     assert flops["order 3, exact"] < 5.6
-    assert flops["order 3, exact"] < min(flops["order 3, nested products"], 1.02 * flops["order 3, Taylor mode"])
+    assert flops["order 3, exact"] < flops["order 3, nested products"]
+    assert flops["order 2, exact"] < flops["order 2, Taylor mode"]
     errors = [error for row in report.data["rows"].values() for error in row["errors"] or [1]]
     assert max(report.data["reference_errors"]) < min(errors)
 
@@ -74,10 +73,10 @@ def test_an_exact_field_unlike_the_other_routes_is_not_timed(fields, effort, few
 
 def test_an_empirical_field_of_the_wrong_order_is_not_timed(fields, effort, few, benchmark):
     few()
-    lower = (
-        lambda run, order, **options: ir.empirical_vector_field(  # noqa: E731
-            jax.tree.map(lambda leaf: leaf[1:-1], run._replace(h=None))._replace(h=run.h), order - 2, **options
-        )
-    )
+
+    def lower(run, order, **options):
+        found = ir.empirical_vector_field(run, order - 2, **options)
+        return found._replace(values=found.values[1:-1])  # at the point in the middle, as with more neighbors
+
     with pytest.raises(benchmark("measure").IncorrectError, match="order 4, empirical: order 2"):
-        fields.run(effort, empirical=functools.partial(lower))
+        fields.run(effort, empirical=lower)
