@@ -399,6 +399,20 @@ class TestRunSteps:
         )
         assert run.observed.tolist() == [0, -3, -10]
 
+    def test_observers_run_at_the_records_alone_in_lanes_too(self):
+        seen = []
+
+        def look(x, state):
+            jax.debug.callback(lambda value: seen.append(float(value)), x)
+            return x
+
+        def run(h):
+            return run_steps(optax.sgd(h), lambda x: x, jnp.float32(0), None, 12, every=4, observe=look).observed
+
+        jax.block_until_ready(jax.jit(jax.vmap(run))(jnp.array([1.0, 2.0], jnp.float32)))
+        jax.effects_barrier()
+        assert sorted(seen) == [-24, -16, -12, -8, -8, -4, 0, 0]
+
     def test_every_must_divide(self):
         with pytest.raises(ValueError, match="`every` must divide `num_steps`, got every=3 and num_steps=4"):
             run_steps(optax.sgd(1.0), lambda x: x, jnp.float32(0), None, 4, every=3, observe=lambda x, s: x)
