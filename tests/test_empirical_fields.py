@@ -40,11 +40,28 @@ def errors_on_a_flow(order, central, spacings):
     return np.array(found)
 
 
-@pytest.mark.parametrize(("order", "central"), [(1, False), (2, False), (3, False), (2, True), (4, True)])
+@pytest.mark.parametrize(("order", "central"), [(1, False), (2, False), (3, False), (2, True), (4, True), (6, True)])
 def test_order_on_a_flow_whose_field_is_known(order, central):
     spacings = np.array([0.04, 0.02, 0.01]) / (1 if order < 4 else 0.5)
     error = errors_on_a_flow(order, central, spacings)
     assert abs(ir.observed_order(spacings, error)[-1] - order) < ORDER
+
+
+@pytest.mark.parametrize("central", [False, True])
+def test_no_gradient_is_evaluated(central):
+    calls = []
+
+    def watched(params):
+        jax.debug.callback(lambda: calls.append(None))
+        return loss(params)
+
+    run = ir.descend(optax.sgd, watched, X, 0.05, 6)
+    jax.effects_barrier()
+    assert len(calls) >= 6  # the run itself is seen
+    calls.clear()
+    jax.block_until_ready(empirical_vector_field(run, 4, central=central).values)
+    jax.effects_barrier()
+    assert not calls
 
 
 def test_central_differences_are_better_at_equal_order():

@@ -72,14 +72,18 @@ def modified_coefficients(update_map: OneStepMap, order: Integer) -> Callable[[P
 
         f_n = d_n - sum_{k=2..n} (1/k!) S_{k,n},   S_{1,n} = f_n,   S_{k,n} = sum_{j=1..n-k+1} D_{f_j} S_{k-1,n-j},
 
-    where `D_F G = G' F` is the Lie derivative.
+    where `D_F G = G' F` is the Lie derivative. Summed over h, `f = sum_m (B_m/m!) (h D_f)^m u` with
+    `u = (Phi_h - id)/h` and Bernoulli's numbers: that is computed, along Taylor coefficients of one solution, so that
+    no coefficient is ever differentiated as a function. Of gradient descent on dense layers the first 1, 2, 3, 4
+    coefficients take the operations of 1, 2.5, 4.5, 8.6 gradients.
 
     Args:
       update_map: `(h, params) -> params`, smooth in both, the identity at h = 0.
-      order: how many coefficients, at least 1. The cost grows about threefold with each.
+      order: how many coefficients, at least 1.
 
     Returns:
-      A function of the parameters that returns a tuple of `order` trees structured as the parameters.
+      A function of the parameters that returns a tuple of `order` trees structured as the parameters; compiled at its
+      first call.
 
     Raises:
       TypeError, ValueError: `order` is not an integer of at least 1, or `update_map` is not callable.
