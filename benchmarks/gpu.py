@@ -19,14 +19,15 @@ import measure
 import models
 import numpy as np
 import optax
-import step_cost
 from jax.flatten_util import ravel_pytree
+from steps_variants import LEARNING_RATE, Variant, variants
 
 import implicit_reg as ir
 from implicit_reg import curvature
 
 # Of a displacement: products of float32 factors in full, and of factors with 8 bits.
 TOLERANCES: Mapping[str, float] = {"float32": 1e-2, "bfloat16": 0.3}
+UNIT = "gd"
 WORKS = ("one training step", "a sweep of thousands", "a flow", "the largest eigenvalue", "peak memory")
 IN_TINY = ("gd", "gradient-penalty")  # the others are checked by `step_cost`
 NUM_PRODUCTS = 20
@@ -49,12 +50,12 @@ def computed_in(dtype: str, loss: Callable) -> Callable:
     return loss if dtype == "float32" else rounded
 
 
-def displacements(model: models.Model, chosen: Sequence[step_cost.Variant]) -> dict[str, jax.Array]:
+def displacements(model: models.Model, chosen: Sequence[Variant]) -> dict[str, jax.Array]:
     """What the formula of each variant adds to the parameters in float32."""
     found = {}
     x, unravel = ravel_pytree(dict(model.params))
     for variant in chosen:
-        formula = functools.partial(variant.formula, h=step_cost.LEARNING_RATE, **variant.hyperparameters)
+        formula = functools.partial(variant.formula, h=LEARNING_RATE, **variant.hyperparameters)
 
         def displacement(x, batch):
             return formula(lambda y: model.loss(unravel(y), batch), x) - x
@@ -64,7 +65,7 @@ def displacements(model: models.Model, chosen: Sequence[step_cost.Variant]) -> d
 
 
 def steps(
-    model: models.Model, dtype: str, chosen: Sequence[step_cost.Variant], expected: Mapping[str, jax.Array]
+    model: models.Model, dtype: str, chosen: Sequence[Variant], expected: Mapping[str, jax.Array]
 ) -> dict[str, measure.Program]:
     """Compiled steps by name, each after it moved the parameters as its formula does in float32.
 
@@ -91,11 +92,11 @@ def steps(
 def step_rows(effort: measure.Effort, data: dict[str, Any]) -> Iterator[measure.Row]:
     """All steps in both precisions: milliseconds of the plain one, ratios to it, temporary memory."""
     model = block(effort.tiny)
-    chosen = [variant for variant in step_cost.variants() if not effort.tiny or variant.name in IN_TINY]
+    chosen = [variant for variant in variants() if not effort.tiny or variant.name in IN_TINY]
     expected = displacements(model, chosen)
     for dtype in TOLERANCES:
         programs = steps(model, dtype, chosen, expected)
-        costs = measure.interleave(programs, unit=step_cost.UNIT, rounds=effort.rounds) if effort.rounds else {}
+        costs = measure.interleave(programs, unit=UNIT, rounds=effort.rounds) if effort.rounds else {}
         data[dtype] = {
             name: {
                 "temporary_bytes": program.temporary_bytes,
@@ -106,7 +107,7 @@ def step_rows(effort: measure.Effort, data: dict[str, Any]) -> Iterator[measure.
         }
         for name, program in programs.items():
             cost = costs.get(name)
-            if name == step_cost.UNIT:
+            if name == UNIT:
                 value = cost and 1e3 * cost.wall_seconds
                 yield measure.Row(f"{name}, {dtype}", value, "ms", "wall", note=model.title)
             else:

@@ -10,7 +10,7 @@ the fused one is no faster at these sizes, and has no second derivative.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import models
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 Params = dict[str, torch.Tensor]
 Loss = Callable[[Params], torch.Tensor]
 
-_TABLES = ("embedding", "position")  # matrices that are looked up, not multiplied by
+TABLES = ("embedding", "position")  # matrices that are looked up, not multiplied by
 
 
 class Program(NamedTuple):
@@ -77,13 +77,13 @@ def _there(name: str, x: np.ndarray) -> np.ndarray:
     """To the layouts of PyTorch: HWIO to OIHW, and (in, out) to (out, in)."""
     if x.ndim == 4:
         return x.transpose(3, 2, 0, 1)
-    return x.T if x.ndim == 2 and name not in _TABLES else x
+    return x.T if x.ndim == 2 and name not in TABLES else x
 
 
 def _back(name: str, x: np.ndarray) -> np.ndarray:
     if x.ndim == 4:
         return x.transpose(2, 3, 1, 0)
-    return x.T if x.ndim == 2 and name not in _TABLES else x
+    return x.T if x.ndim == 2 and name not in TABLES else x
 
 
 def _loss_and_batch(name: str, model: models.Model, dtype: torch.dtype) -> tuple[Callable, tuple]:
@@ -129,6 +129,12 @@ def program(
         lambda: step(params, batch),
         lambda: {key: _back(key, (value - start[key]).numpy()) for key, value in params.items()},
     )
+
+
+def products(factors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Callable[[], list]:
+    """`x w`, `y w'` and `x' y` for every `(x, w, y)`, with the weights as the models have them."""
+    tensors = [tuple(_tensor(a, torch.float32) for a in (x, w.T, y)) for x, w, y in factors]
+    return lambda: [(x @ w.T, y @ w, y.T @ x) for x, w, y in tensors]
 
 
 def tape_gradient(loss: Loss, params: Params) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -16,7 +16,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import models
 import numpy as np
 import optax
 
+from implicit_reg import losses
 from implicit_reg.descent import optimizer_step
 from implicit_reg.methods import METHODS
 
@@ -36,8 +37,23 @@ FLOAT64_TOLERANCE, FLOAT32_TOLERANCE = 1e-9, 1e-3
 # Idle threads of OpenMP spin on for about a millisecond, on the cores of whoever is next.
 SECONDS_PER_SAMPLE = 0.1
 TARGETS: Mapping[str, float] = {"mlp": 1.0, "transformer": 1.0}
-FORMULATIONS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "conv": {"ours": {}, "ours, first layer by patches": {"by_patches": 1}}
+
+
+class Way(NamedTuple):
+    """How our step is written: options of the model, and whether the exact penalty goes by Gram matrices."""
+
+    options: Mapping[str, Any]
+    gram: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("gradient-penalty",) if self.gram else NAMES
+
+
+WAYS: Mapping[str, Mapping[str, Way]] = {
+    "mlp": {"ours": Way({}), "ours, Gram matrices": Way({}, gram=True)},
+    "conv": {"ours": Way({}), "ours, first layer by patches": Way({"by_patches": 1})},
+    "transformer": {"ours": Way({})},
 }
 
 
@@ -45,12 +61,15 @@ def _label(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def our_step(name: str) -> tuple[Callable, Callable]:
+def our_step(name: str, gram: bool = False) -> tuple[Callable, Callable]:
     """`init(params)` and `step(loss, params, state, batch)` of that row of the methods table."""
     row = METHODS[name]
-    transformation = row.build(optax.sgd, LEARNING_RATE, **row.hyperparameters)
+    plain = optax.sgd(LEARNING_RATE)
+    transformation = plain if gram else row.build(optax.sgd, LEARNING_RATE, **row.hyperparameters)
 
     def step(loss, params, state, batch):
+        if gram:
+            loss = losses.gradient_penalized(loss, **row.hyperparameters, gram=True)
         return optimizer_step(transformation, loss, params, state, (batch,))
 
     return transformation.init, step
@@ -77,11 +96,11 @@ def displacements(model: models.Model) -> dict[str, np.ndarray]:
     return found
 
 
-def our_programs(model: models.Model, expected: Mapping[str, np.ndarray]) -> dict[str, measure.Program]:
+def our_programs(model: models.Model, expected: Mapping[str, np.ndarray], way: Way) -> dict[str, measure.Program]:
     """Compiled in the dtypes of the model, each after a step that met the one in float64."""
     programs, params = {}, dict(model.params)
-    for name in NAMES:
-        init, step = our_step(name)
+    for name in way.methods:
+        init, step = our_step(name, way.gram)
         programs[name] = measure.build(functools.partial(step, model.loss), params, init(params), model.batch)
         error = _distance(_flat(programs[name]()[0]) - _flat(params), expected[name])
         if not error <= FLOAT32_TOLERANCE:
@@ -114,6 +133,28 @@ def compiled(make: Callable, expected: np.ndarray, tiny: bool) -> tuple[Callable
     if not error <= (FLOAT64_TOLERANCE if tiny else FLOAT32_TOLERANCE):
         return None, f"wrong under torch.compile, by {error:.0e} of the step: not timed"
     return program.run, ""
+
+
+def product_row(model: models.Model, rounds: int, clock: str) -> measure.Row:
+    """The matrix products of one gradient alone: what no way to write the step can change."""
+    torch_models, rng = importlib.import_module("torch_models"), np.random.default_rng(0)
+    rows = model.batch[1].size
+    shapes = [w.shape for name, w in model.params.items() if w.ndim == 2 and name not in torch_models.TABLES]
+    factors = [
+        tuple(rng.standard_normal(shape).astype(np.float32) for shape in ((rows, m), (m, n), (rows, n)))
+        for m, n in shapes
+    ]
+    ours = measure.build(lambda xs: [(x @ w, y @ w.T, x.T @ y) for x, w, y in xs], jax.tree.map(jnp.asarray, factors))
+    theirs = torch_models.products(factors)
+    for found, other in zip(ours(), theirs(), strict=True):
+        if not np.allclose(found[2], other[2].numpy().T, atol=1e-4 * rows):
+            raise measure.IncorrectError("the matrix products are not the same")
+    row = measure.Row("matrix products of a gradient alone, eager", None, "ours", clock)
+    if rounds == 0:
+        return row
+    programs = {"ours": ours, "theirs": theirs}
+    cost = measure.interleave(programs, unit="ours", rounds=rounds, seconds_per_sample=SECONDS_PER_SAMPLE)["theirs"]
+    return row._replace(value=getattr(cost, clock), spread=getattr(cost, f"{clock}_quartiles"))
 
 
 def cores() -> int:
@@ -161,15 +202,16 @@ def _peers(effort: measure.Effort, name: str, model: models.Model, expected: Map
 
 def _compare(effort: measure.Effort, name: str) -> measure.Report:
     make = (models.TINY if effort.tiny else models.MODELS)[name]
-    ours = {how: make(**options) for how, options in FORMULATIONS.get(name, {"ours": {}}).items()}
-    expected = displacements(ours["ours"])
-    programs = {how: our_programs(model, expected) if effort.rounds else {} for how, model in ours.items()}
-    theirs, notes = _peers(effort, name, ours["ours"], expected)
+    model = make()
+    expected = displacements(model)
+    theirs, notes = _peers(effort, name, model, expected)
     clock = "cpu" if cores() == 1 else "wall"
     rows, data = [], {}
-    for how, built in programs.items():
+    for how, way in WAYS[name].items():
+        built = our_programs(make(**way.options), expected, way) if effort.rounds else {}
         data[how] = {}
-        for method, variants in theirs.items():
+        for method in way.methods:
+            variants = theirs[method]
             costs = {}
             if effort.rounds:
                 group = {how: built[method]} | {v: step for v, step in variants.items() if step is not None}
@@ -190,6 +232,8 @@ def _compare(effort: measure.Effort, name: str) -> measure.Report:
                         value=getattr(costs[variant], clock), spread=getattr(costs[variant], f"{clock}_quartiles")
                     )
                 rows.append(row)
+    if name != "conv":
+        rows.append(product_row(model, effort.rounds, clock))
     return measure.Report(tuple(rows), _details(data, clock), data)
 
 
@@ -199,7 +243,7 @@ def _details(data: Mapping[str, Mapping[str, Mapping[str, Any]]], clock: str) ->
     for how, methods in data.items():
         for method, costs in methods.items():
             for variant, cost in costs.items():
-                plain = methods["gd"].get(variant if variant == how else variant.rpartition(", ")[2])
+                plain = methods.get("gd", {}).get(variant if variant == how else variant.rpartition(", ")[2])
                 own = cost[f"{clock}_seconds"] / plain[f"{clock}_seconds"] if plain else None
                 lines.append([method, variant, *(measure.number(x) for x in (cost["cpu"], cost["wall"], own))])
     return measure.markdown(["step", "by", "CPU / ours", "wall / ours", f"{clock}, in its own gd steps"], lines)

@@ -66,7 +66,8 @@ def test_every_route_makes_our_step(steps, measure, torch_models, few, name):
     assert {f"{route}, {how}" for route in routes for how in ("eager", "compiled")} <= {row.work for row in rows}
     assert len({row.work for row in rows}) == len(rows)
     assert all(row.value is None and row.note == "" for row in rows)
-    assert {row.target for row in rows} == {None if name == "conv" else 1.0}
+    assert {row.target for row in rows if "alone" not in row.work} == {None if name == "conv" else 1.0}
+    assert ("matrix products of a gradient alone, eager" in {row.work for row in rows}) == (name != "conv")
 
 
 def test_times_are_ratios_to_our_step_of_the_same_method(steps, measure, few, monkeypatch):
@@ -113,4 +114,13 @@ def test_a_step_of_ours_that_float32_spoils_is_not_timed(benchmark, steps, measu
     expected = {name: np.array(x) for name, x in steps.displacements(model).items()}
     expected["sam"] *= 1.01
     with pytest.raises(measure.IncorrectError, match="sam in float32"):
-        steps.our_programs(model, expected)
+        steps.our_programs(model, expected, steps.Way({}))
+
+
+def test_gram_matrices_make_the_same_step(benchmark, steps, measure, monkeypatch):
+    monkeypatch.setattr(steps, "NAMES", ("gradient-penalty",))
+    model = benchmark("step_cost").TINY["mlp"]()
+    expected = steps.displacements(model)
+    assert set(steps.our_programs(model, expected, steps.Way({}, gram=True))) == {"gradient-penalty"}
+    with pytest.raises(measure.IncorrectError, match="gradient-penalty in float32"):
+        steps.our_programs(model, {"gradient-penalty": 1.01 * expected["gradient-penalty"]}, steps.Way({}, gram=True))
