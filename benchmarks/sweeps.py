@@ -103,7 +103,7 @@ def python_loop(work: Work) -> Callable[[int, float, float], float]:
     prepared = jax.jit(lambda seed: start(jax.random.fold_in(KEY, seed))[0])
 
     @jax.jit
-    def step(params, state, seed, n, h, momentum):
+    def step(params, state, n, seed, h, momentum):
         batch = start(jax.random.fold_in(KEY, seed))[1]
         return optimizer_step(optax.sgd(h, momentum), loss, params, state, (batch(n),))
 
@@ -112,8 +112,10 @@ def python_loop(work: Work) -> Callable[[int, float, float], float]:
     def run(seed, h, momentum):
         params = prepared(np.uint32(seed))
         state = optax.sgd(h, momentum).init(params)
+        # On the device once, so that a step of the loop transfers its number alone.
+        given = jnp.asarray(seed, jnp.uint32), jnp.asarray(h, jnp.float32), jnp.asarray(momentum, jnp.float32)
         for n in range(work.steps):
-            params, state = step(params, state, np.uint32(seed), np.int32(n), np.float32(h), np.float32(momentum))
+            params, state = step(params, state, np.int32(n), *given)
         return float(whole(params))
 
     return run
