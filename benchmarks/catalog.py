@@ -39,6 +39,10 @@ BENCHMARKS: Mapping[str, Entry] = {
     "torch-conv": Entry("torch_steps", "one training step against PyTorch, convolutions", ("conv",)),
     "torch-transformer": Entry("torch_steps", "one training step against PyTorch, transformer", ("transformer",)),
     "startup": Entry("startup", "imports, --help, verify"),
-    "scaling": Entry("scaling", "how cost grows", environment={"JAX_NUM_CPU_DEVICES": "8"}),
+    "scaling-kernels": Entry("scaling", "how cost grows: parameters, order", ("parameters", "order")),
+    "scaling-runs": Entry("scaling", "how cost grows: step sizes, runs, orders", ("step-sizes", "runs", "minibatches")),
+    "scaling-machines": Entry(
+        "scaling", "devices, processes", ("devices", "processes"), environment={"JAX_NUM_CPU_DEVICES": "8"}
+    ),
     "gpu": Entry("gpu", "a transformer block of real size, sweeps of thousands: on a GPU"),
 }

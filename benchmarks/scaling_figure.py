@@ -8,7 +8,7 @@ from typing import Any
 
 import scaling_model
 
-from implicit_reg.plots.style import FAINT, GRID, INK, MUTED, Axes, Figure, new_figure, spread, style
+from implicit_reg.plots.style import FAINT, GRID, MUTED, Axes, Figure, new_figure, spread, style
 
 # Dimension, unit, what stands over the panel; drawn where there is something to draw.
 PANELS = (
@@ -25,7 +25,7 @@ PANELS = (
     ("processes", "wall s", "A sweep by several processes"),
 )
 COLORS = ("#0072b2", "#d55e00", "#00916a", "#b4478f", "#5b6770")
-UNITS = {"cpu s": "seconds of CPU", "wall s": "seconds", "bytes": "bytes"}
+LABELS = {"cpu s": "CPU time", "wall s": "time", "bytes": "memory"}
 COLUMNS, WIDTH, HEIGHT = 3, 4.0, 2.7
 GAP = 0.085  # between two labels, of the height
 
@@ -84,8 +84,11 @@ def _panel(ax: Axes, curves: Sequence[scaling_model.Series], axis: str, unit: st
         places = sorted({x for s in curves for x in s.x})
         ax.set_xticks(places, [f"{x:g}" for x in places])
         ax.minorticks_off()
+    if axis == "minibatches":
+        ax.set_xticks([2, 3, 4, 6, 8, 16, 32, 64], ["2", "3", "4", "6", "8", "16", "32", "64"])
+        ax.minorticks_off()
     ax.set_xlabel(axis)
-    ax.set_ylabel(UNITS.get(unit, unit))
+    ax.set_ylabel(LABELS.get(unit, unit))
     ax.grid(color=GRID, linewidth=0.6)
     ax.tick_params(which="minor", length=0)
     low, high = ax.get_ylim()
@@ -101,4 +104,24 @@ def _panel(ax: Axes, curves: Sequence[scaling_model.Series], axis: str, unit: st
             va="center", linespacing=0.95, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1},
         )  # fmt: skip
-    ax.tick_params(axis="both", colors=INK)
+    _ticks(ax, unit, low, high)
+
+
+def _ticks(ax: Axes, unit: str, low: float, high: float) -> None:
+    """Numbers with units; three to a decade where there are few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    if unit in LABELS:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _amount(y, unit)))
+    else:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: scaling_model.count(y)))
+
+
+def _amount(y: float, unit: str) -> str:
+    """Decimal, as the places of the ticks are."""
+    if unit != "bytes":
+        return f"{y:g} s" if y >= 1 else scaling_model.quantity(y, unit)
+    factor, name = next((f, n) for f, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if y >= f or f == 1)
+    return f"{y / factor:g} {name}"

@@ -109,6 +109,22 @@ def test_what_is_wrong_is_not_timed(scaling, benchmark, tiny, monkeypatch):
         scaling.check("off", {"a": jnp.ones(2)}, {"a": np.full(2, 0.9)})
 
 
+def test_the_page_gets_what_the_file_holds(benchmark, model):
+    document = benchmark("scaling_document")
+    curve = model.Series("step", "cpu s", (1e3, 1e4), (1e-3, 2e-3), model.linear((1e3, 1e4), (1e-3, 2e-3)), (1e8,))
+    data = {"parameters": model.as_data(model.Dimension("P", "parameters", (curve,), ()))}
+    found = {"environment": {"device": "cpu", "cores": 2, "load": None}, "data": data}
+    record = json.loads(json.dumps({"benchmarks": {"descent": {"data": {}}, "scaling-kernels": found}}))
+    text = document.rendered(record)
+    assert text.startswith("device cpu, cores 2.\n\nP\n\n| parameters")
+    assert "| step, cpu s | 1 ms | 2 ms | (11.1 s) | 0.000889 + 1.11e-07 x; from 1000 on" in text
+    page = document.replaced((document.DOCS / "scale.md").read_text(), text)
+    assert page.count(text) == 1
+    assert document.replaced(page, "other") == document.replaced((document.DOCS / "scale.md").read_text(), "other")
+    with pytest.raises(ValueError, match="named scaling"):
+        document.scaling_data({"benchmarks": {}})
+
+
 def test_the_picture_shows_what_was_measured_and_what_was_not(benchmark, model, monkeypatch):
     figure = benchmark("scaling_figure")
     x, beyond = (1e3, 1e4, 1e5), (1e8,)
