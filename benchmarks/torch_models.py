@@ -123,7 +123,6 @@ def program(
         return route(gradient, lambda p: loss(p, batch), params, h, **hyperparameters)
 
     if backend is not None:
-        torch.compiler.reset()  # or the routes fill one cache of limited size, and those beyond it run uncompiled
         step = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
     return Program(
         lambda: step(params, batch),
