@@ -102,6 +102,41 @@ def classify(
       >>> found.kind, found.index, found.eigenvalues.tolist()
       ('saddle', 1, [-2.0, 2.0])
     """
+    return classified(
+        loss_fn,
+        params,
+        data,
+        batch_size=batch_size,
+        gradient_tolerance=gradient_tolerance,
+        eigenvalue_tolerance=eigenvalue_tolerance,
+        max_dense=max_dense,
+        num_extreme=num_extreme,
+        key=key,
+    )[0]
+
+
+class Spectrum(NamedTuple):
+    """Ascending eigenvalues, rows of vectors, bounds, whether each was reached: all of them, or both ends."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    bounds: np.ndarray
+    converged: np.ndarray
+
+
+def classified(
+    loss_fn,
+    params,
+    data,
+    *,
+    batch_size=None,
+    gradient_tolerance=None,
+    eigenvalue_tolerance=None,
+    max_dense=MAX_DENSE,
+    num_extreme=3,
+    key=None,
+) -> tuple[Classification, Spectrum]:
+    """`classify`, and the eigenpairs that it rests on."""
     operator = hessian_operator(loss_fn, params, data, batch_size=batch_size)
     _checks.check_integer("classify", "max_dense", max_dense, low=0)
     _checks.check_integer("classify", "num_extreme", num_extreme)
@@ -115,7 +150,8 @@ def classify(
     loss, gradient = finite_value_and_gradient("classify", loss_fn, params, data, batch_size)
     x = np.asarray(flatten(params)[0], np.float64)
     complete = operator.size <= max(int(max_dense), 2 * int(num_extreme))
-    values, vectors, bounds = _spectrum(operator, complete, int(num_extreme), key)
+    spectrum = _spectrum(operator, complete, int(num_extreme), key)
+    values, vectors, bounds, _ = spectrum
     top = float(np.max(np.abs(values)))
     threshold = eigenvalue_tolerance * top
     negative, positive = values + bounds < -threshold, values - bounds > threshold
@@ -129,9 +165,10 @@ def classify(
     text = _text(kind, index, at_least, flat, norm, scaled, gradient_tolerance, values, bounds, threshold, complete)
     if kinks:
         text += " Kinks seen: gradients nearby contradict it, so what is computed is the Hessian of the smooth piece."
-    return Classification(
+    verdict = Classification(
         kind, index, flat, loss, norm, scaled, values, bounds, gradient_tolerance, threshold, complete, kinks, text
     )
+    return verdict, spectrum
 
 
 def finite_value_and_gradient(
@@ -149,8 +186,8 @@ def finite_value_and_gradient(
     return float(value), flat
 
 
-def _spectrum(operator: Operator, complete: bool, k: int, key: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ascending eigenvalues, rows of vectors, bounds: all of them, or k at both ends."""
+def _spectrum(operator: Operator, complete: bool, k: int, key: Any) -> Spectrum:
+    """All eigenpairs, or k at both ends."""
     if complete:
         matrix = np.asarray(operator.dense(), np.float64)
         if not np.all(np.isfinite(matrix)):
@@ -159,13 +196,13 @@ def _spectrum(operator: Operator, complete: bool, k: int, key: Any) -> tuple[np.
         # The products rounded in the operator's precision: by Weyl, no eigenvalue moves by more than their error.
         scale = float(np.max(np.abs(values)))
         rounding = float(jnp.finfo(operator.dtype).eps) * operator.size * scale
-        return values, vectors.T, np.full(operator.size, rounding)
+        return Spectrum(values, vectors.T, np.full(operator.size, rounding), np.ones(operator.size, bool))
     low, high = smallest_eigenpairs(operator, k, key=key), largest_eigenpairs(operator, k, key=key)
     values, vectors, bounds = (
         np.concatenate([np.asarray(a, np.float64), np.asarray(b, np.float64)[::-1]])
         for a, b in ((low.values, high.values), (low.vectors, high.vectors), (low.bounds, high.bounds))
     )
-    return values, vectors, bounds
+    return Spectrum(values, vectors, bounds, np.concatenate([low.converged, high.converged[::-1]]))
 
 
 def _scaled_gradient(gradient, values, vectors, certain, top, loss, x) -> float:

@@ -186,14 +186,14 @@ def _eigenpairs(function, operator, k, tolerance, value_tolerance, max_products,
             errors = _errors(values, residuals)
         else:
             values, vectors, residuals, errors = found
-    scale = matvec.scale
+    scale = max(matvec.scale, float(np.max(np.abs(values))))
     # A vector of unit length and its product carry about sqrt(d) roundings of their own.
     roundings = eps * scale * operator.size**0.5
     bounds = residuals + roundings
-    errors = errors + 8 * eps * scale
     converged = bounds <= max(tolerance * scale, 2 * roundings)
     if value_tolerance is not None:
         converged |= errors <= np.maximum(value_tolerance * np.abs(values), 4 * eps * scale)
+    errors = errors + 8 * eps * scale
     return Eigenpairs(values, vectors, residuals, bounds, converged, tolerance * scale, matvec.spent, errors)
 
 

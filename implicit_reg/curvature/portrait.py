@@ -10,16 +10,15 @@ import numpy as np
 
 from implicit_reg import _checks
 from implicit_reg._types import Data, Integer, Loss, Params, Scalar
-from implicit_reg.curvature.critical import classify
+from implicit_reg.curvature.critical import Spectrum, classified
 from implicit_reg.curvature.density import spectral_density, trace
-from implicit_reg.curvature.eigenpairs import Eigenpairs, largest_eigenpairs, smallest_eigenpairs
 from implicit_reg.curvature.flatness import epsilon_sharpness, minibatch_gradient_variance, noise_robustness
 from implicit_reg.curvature.lanczos import fixed
 from implicit_reg.curvature.minibatches import mean_value_and_gradient
 from implicit_reg.curvature.operators import hessian_operator
 from implicit_reg.curvature.surface import loss_along
 
-PORTRAIT_STAGES = ("kind of point", "largest eigenvalues", "smallest eigenvalues", "density", "flatness", "surface")
+PORTRAIT_STAGES = ("eigenvalues and kind of point", "density", "flatness", "surface")
 
 
 def portrait(
@@ -65,19 +64,16 @@ def portrait(
     keys = jax.random.split(fixed(key), 4)
     report(PORTRAIT_STAGES[0])
     value, _ = mean_value_and_gradient(loss_fn, params, data, **options)
-    kind = classify(loss_fn, params, data, key=keys[0], **options)
     k = min(int(top), operator.size)
+    kind, spectrum = classified(loss_fn, params, data, num_extreme=max(3, k), key=keys[0], **options)
+    smallest, largest = Spectrum(*(x[:k] for x in spectrum)), Spectrum(*(x[::-1][:k] for x in spectrum))
     report(PORTRAIT_STAGES[1])
-    largest = largest_eigenpairs(operator, k, key=keys[0])
-    report(PORTRAIT_STAGES[2])
-    smallest = smallest_eigenpairs(operator, k, key=keys[0])
-    report(PORTRAIT_STAGES[3])
     density = spectral_density(operator, num_samples=num_samples, key=keys[1])
     total = trace(operator, num_samples=num_samples, key=keys[1])
-    report(PORTRAIT_STAGES[4])
+    report(PORTRAIT_STAGES[2])
     flatness = _flatness(loss_fn, params, data, batch_size, num_samples, radius, keys[2], kind.gradient_norm, total)
-    report(PORTRAIT_STAGES[5])
-    ends = (largest.vectors[0], smallest.vectors[0])[: operator.size]
+    report(PORTRAIT_STAGES[3])
+    ends = tuple(np.asarray(pairs.vectors[0], operator.dtype) for pairs in (largest, smallest))[: operator.size]
     # So far that the sharpest direction raises, or lowers, the loss by as much as it is.
     curved = max(abs(float(largest.values[0])), abs(float(smallest.values[0])))
     extent = (2 * abs(float(value)) / curved) ** 0.5 if curved and float(value) else float(radius)
@@ -145,7 +141,7 @@ def _flatness(loss_fn, params, data, batch_size, num_samples, radius, key, norm,
     return rows
 
 
-def _rows(pairs: Eigenpairs) -> list[dict[str, Any]]:
+def _rows(pairs: Spectrum) -> list[dict[str, Any]]:
     return [
         {"value": float(value), "bound": float(bound), "converged": bool(met)}
         for value, bound, met in zip(pairs.values, pairs.bounds, pairs.converged, strict=True)
