@@ -10,6 +10,8 @@ import pytest
 
 from implicit_reg import cli
 from implicit_reg.cli import _cache, _common
+from implicit_reg.cli.doctor import Doctor
+from implicit_reg.cli.verify import Verify
 
 VERIFY = ["verify", "--only", "gd", "--problem", "nonquadratic", "--step-sizes", "0.025", "0.0125", "--time", "0.25"]
 
@@ -123,3 +125,12 @@ def test_the_oldest_entries_go(environment, tmp_path, monkeypatch):
 def test_flags_that_exclude_each_other(capsys):
     assert cli.run(["verify", "--list", "--cache", "x", "--no-cache"]) == _common.EXIT_USAGE
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_who_compares_compilations_keeps_none(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax")
+    for options, expected in ((Doctor(), "0"), (Verify(no_cache=True), "0"), (Verify(), None)):
+        monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/of/the/user")
+        _common.set_environment(options)
+        assert os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == expected

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -42,6 +42,8 @@ class Terminated(BaseException):
 @dataclasses.dataclass(frozen=True)
 class Options(abc.ABC):
     """Flags that every command has."""
+
+    keeps_programs: ClassVar[bool] = True
 
     out: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write to; it must not exist, or be empty. Default: a new one below runs/."""
@@ -118,7 +120,7 @@ def set_environment(options: Options) -> None:
         raise UsageError("--cache and --no-cache exclude each other")
     if "jax" in sys.modules:
         return
-    if options.no_cache:
+    if options.no_cache or not options.keeps_programs:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     elif (why := _cache.keep_programs(options.cache)) is not None:
         print(f"note: --cache {why}", file=sys.stderr)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -35,6 +35,8 @@ class Doctor(_common.Options):
     $ implicit-reg doctor
     $ implicit-reg doctor --threads 1 --x64 --json
     """
+
+    keeps_programs: ClassVar[bool] = False  # a program that was kept would be compared with itself
 
     width: int = 8
     """Runs side by side on a device."""
