@@ -37,9 +37,7 @@ def draw(record: Mapping[str, Any]) -> Any:
         low, high = min([0.5, *ratios]) / 1.15, max([1.5, *ratios]) * 1.15
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        marks = (
-            (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5) if high / low < 8 else (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        )
+        marks = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5) if high / low < 8 else (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
         ticks = [x for x in marks if low <= x <= high]
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.xaxis.set_minor_locator(_nothing())
