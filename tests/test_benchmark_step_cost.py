@@ -42,7 +42,7 @@ def test_every_method_is_checked(step_cost, report):
         (("flooding", "losses.flooded", "alternating", "gradient alone"), 0.95, 1.05),
         (("backstitch", "sam", "sam-unnormalized", "finite-difference-penalty"), 1.9, 2.1),
         (("gradient-penalty", "losses.gradient_penalized"), 2.4, 2.9),
-        (("losses.gradient_penalized, gram",), 1.7, 2.3),
+        (("losses.gradient_penalized, gram",), 1.5, 2.0),
         (("penalty, central difference",), 2.9, 3.1),
     ],
 )

@@ -48,7 +48,8 @@ class Jet:
     Example:
       >>> import jax.numpy as jnp
       >>> jet = Jet(jnp.exp, jnp.array(0.0))                       # exp(t + t h) = 1 + t + t h + t^2/2 + ...
-      >>> [float(jet(index, c)[0]) for index, c in (((1, 0), 1.0), ((1, 1), 1.0), ((2, 0), None))]
+      >>> one = jnp.array(1.0)
+      >>> [float(jet(index, c)[0]) for index, c in (((1, 0), one), ((1, 1), one), ((2, 0), None))]
       [1.0, 1.0, 0.5]
     """
 
