@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
                       help="for DEVICE.json and DEVICE.png; a file that is there keeps what is not measured anew "
                       "(default: runs/benchmarks)")  # fmt: skip
     made.add_argument("--compare", nargs=2, type=pathlib.Path, metavar=("OLD", "NEW"), help="two files of results")
-    made.add_argument("--show", type=pathlib.Path, metavar="FILE", help="print the table of a file of results again")
+    made.add_argument(
+        "--show",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="print a file of results again, with everything about the benchmarks that are named",
+    )
     made.add_argument("--json", action="store_true", help="print the results as JSON, and no table")
     made.add_argument("--one", type=pathlib.Path, metavar="FILE", help=argparse.SUPPRESS)
     return made
@@ -140,7 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             print(f"python benchmarks: {error}", file=sys.stderr)
             return EXIT_USAGE
-        print(records.document(*known)) if options.show else compare(*known)
+        if options.compare:
+            compare(*known)
+            return 0
+        every = known[0]["benchmarks"]
+        if unknown := [name for name in options.names if name not in every]:
+            made.error(f"{options.show} holds no benchmark {unknown[0]!r}, but {', '.join(every)}")
+        show({name: every[name] for name in options.names or every}, details=bool(options.names))
         return 0
     if options.list:
         width = max(map(len, catalog.BENCHMARKS))

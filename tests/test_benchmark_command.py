@@ -196,7 +196,9 @@ def test_a_benchmark_in_a_process_of_its_own(command, tmp_path):
     done = command("--compare", str(path), str(path))
     assert (done.returncode, done.stdout.strip()[:14]) == (0, "Nothing moved:")
     done = command("--show", str(path))
-    assert (done.returncode, "| good      | work |" in done.stdout) == (0, True)
+    assert (done.returncode, "| good      | work |" in done.stdout, "the details" in done.stdout) == (0, True, False)
+    assert "| the details |" in command("--show", str(path), "good").stdout
+    assert command("--show", str(path), "wrong").returncode == 2
 
 
 def test_check_times_nothing(command, tmp_path):

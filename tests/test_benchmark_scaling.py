@@ -110,19 +110,29 @@ def test_what_is_wrong_is_not_timed(scaling, benchmark, tiny, monkeypatch):
 
 
 def test_the_page_gets_what_the_file_holds(benchmark, model):
-    document = benchmark("scaling_document")
+    pages = benchmark("pages")
     curve = model.Series("step", "cpu s", (1e3, 1e4), (1e-3, 2e-3), model.linear((1e3, 1e4), (1e-3, 2e-3)), (1e8,))
     data = {"parameters": model.as_data(model.Dimension("P", "parameters", (curve,), ()))}
-    found = {"environment": {"device": "cpu", "cores": 2, "load": None}, "data": data}
-    record = json.loads(json.dumps({"benchmarks": {"descent": {"data": {}}, "scaling-kernels": found}}))
-    text = document.rendered(record)
-    assert text.startswith("device cpu, cores 2.\n\nP\n\n| parameters")
+    where = {"device": "cpu", "cores": 2, "load": None, "commit": "abc", "jax": "0.10"}
+    every = {"descent": {"data": {}, "environment": where}, "scaling-kernels": {"data": data, "environment": where}}
+    record = json.loads(json.dumps({"device": "a processor", "benchmarks": every}))
+    text = pages.scaling(record)
+    assert text.startswith("a processor, 2 cores, jax 0.10, commit abc.\n\nP\n\n| parameters")
     assert "| step, cpu s | 1 ms | 2 ms | (11.1 s) | 0.000889 + 1.11e-07 x; from 1000 on" in text
-    page = document.replaced((document.DOCS / "scale.md").read_text(), text)
+    page = pages.replaced(pages.SCALE.read_text(), "scaling", text)
     assert page.count(text) == 1
-    assert document.replaced(page, "other") == document.replaced((document.DOCS / "scale.md").read_text(), "other")
+    assert pages.replaced(page, "scaling", "other") == pages.replaced(pages.SCALE.read_text(), "scaling", "other")
     with pytest.raises(ValueError, match="named scaling"):
-        document.scaling_data({"benchmarks": {}})
+        pages.scaling_data({"benchmarks": {}})
+
+
+def test_the_pages_show_the_results_that_are_kept(benchmark):
+    pages = benchmark("pages")
+    found = pages.kept()
+    assert found
+    readme, scale = pages.README.read_text(), pages.SCALE.read_text()
+    assert pages.replaced(readme, "results", pages.results(found)) == readme
+    assert pages.replaced(scale, "scaling", pages.scaling(found[0])) == scale
 
 
 def test_the_picture_shows_what_was_measured_and_what_was_not(benchmark, model, monkeypatch):
