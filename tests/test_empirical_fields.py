@@ -42,7 +42,8 @@ def errors_on_a_flow(order, central, spacings):
 
 @pytest.mark.parametrize(("order", "central"), [(1, False), (2, False), (3, False), (2, True), (4, True), (6, True)])
 def test_order_on_a_flow_whose_field_is_known(order, central):
-    spacings = np.array([0.04, 0.02, 0.01]) / (1 if order < 4 else 0.5)
+    # The stored flow is itself off by some 1e-10, between the steps of its solver: stay far above.
+    spacings = {6: [0.09, 0.07, 0.05], 4: [0.08, 0.04, 0.02]}.get(order, [0.04, 0.02, 0.01])
     error = errors_on_a_flow(order, central, spacings)
     assert abs(ir.observed_order(spacings, error)[-1] - order) < ORDER
 
