@@ -28,7 +28,7 @@ def draw(record: Mapping[str, Any]) -> Any:
         for name, found in record["benchmarks"].items()
     }
     groups = {name: rows for name, rows in groups.items() if rows}
-    height = TOP + BOTTOM + sum(HEAD + ROW * len(rows) for rows in groups.values())
+    height = TOP + BOTTOM + max(HEAD, sum(HEAD + ROW * len(rows) for rows in groups.values()))
     with style():
         figure = new_figure(WIDTH, height, layout=None)
         axes = place(figure, LEFT, TOP, WIDTH - LEFT - RIGHT, height - TOP - BOTTOM)

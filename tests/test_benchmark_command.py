@@ -133,6 +133,8 @@ def test_the_picture_has_a_line_for_each_target(benchmark):
     assert drawn.texts[0].get_text() == "2 of 3 targets met"
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "X")]
     assert dots == pytest.approx([0.9 / 1.02, 1.1 / 1.02, 1.02 / 2.0])
+    without = figure.draw({"device": "d", "benchmarks": {"x": found(row(target=None))}})
+    assert without.texts[0].get_text() == "0 of 0 targets met"
 
 
 CATALOG = """
