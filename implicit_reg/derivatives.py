@@ -1,7 +1,7 @@
 """Directional and step-size derivatives: the calculus behind every penalty and every modified equation.
 
 Everything is forward mode over whatever the caller brings (forward over reverse for a gradient), because nested
-reverse mode costs up to nine gradients where these cost three.
+reverse mode costs up to six gradients where these cost less than three.
 """
 
 from __future__ import annotations

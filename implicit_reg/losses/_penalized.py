@@ -106,8 +106,8 @@ class PenalizedLoss:
         if not self.penalize:
             (gradients, _), (value, aux, state, *_) = gradients_at(*still)
             return (self._total(value, strength, 0), jnp.zeros_like(strength), gradients), aux, state
-        # Three routes for H g: (1) reverse over reverse, what `grad` of ||grad L||^2 does: 9 gradients on convolutions;
-        # (2) `jvp` of the gradient, which evaluates it twice; (3) `linearize`, which shares it: 2.6. We do (3).
+        # Three routes for H g: (1) reverse over reverse, what `grad` of ||grad L||^2 does: 6 gradients on convolutions;
+        # (2) `jvp` of the gradient, which evaluates it twice; (3) `linearize`, which shares it: 2.5. We do (3).
         try:
             (gradients, _), push, (value, aux, state, products, others) = jax.linearize(
                 gradients_at, *still, has_aux=True

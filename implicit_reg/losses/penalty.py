@@ -40,8 +40,8 @@ def gradient_penalized(
     `strength = h/4` is what gradient descent of step h adds implicitly. Other conventions in use: `strength` divided
     by the number of parameters, half of it, or the norm itself. A negative strength is an anti-penalty.
 
-    The derivative with respect to the parameters goes forward over reverse (`jax.linearize` of the gradient), at 2.5 to
-    3.1 gradients; `jax.grad` of the formula as written would take up to nine. Derivatives of every order work, in
+    The derivative with respect to the parameters goes forward over reverse (`jax.linearize` of the gradient), at some
+    2.5 gradients; `jax.grad` of the formula as written would take up to six. Derivatives of every order work, in
     forward and in reverse mode; those with respect to data, or to arrays in the closure of `loss_fn`, are right, and
     go by plain reverse over reverse. The loss is traced: Python may not branch on its values. For a loss without second
     derivatives, and for a penalty that sees kinks (of ReLU), see the transformation `add_finite_difference_penalty`;
