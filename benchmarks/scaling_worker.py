@@ -15,7 +15,7 @@ import jax
 import implicit_reg as ir
 from implicit_reg.experiments import sweep_mesh
 
-WIDTH, STEPS = 8, 400
+WIDTH, STEPS = 8, 4000
 
 
 def some_run(key: jax.Array, h: float) -> jax.Array:
