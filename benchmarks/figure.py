@@ -93,13 +93,13 @@ def _caption(record: Mapping[str, Any]) -> str:
     commits = sorted({environment["commit"] for environment in each})
     versions = f"jax {each[0]['jax']}, Python {each[0]['python']}"
     where = f"{record['device']}, {max(environment['cores'] for environment in each)} cores"
-    commit = commits[0] if len(commits) == 1 else f"{len(commits)} commits"
-    return f"{where}; {versions}; commit {commit}. Dot: median, bar: quartiles, tick: theoretical limit."
+    commit = f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits"
+    return f"{where}; {versions}; {commit}. Dot: median, bar: quartiles, tick: theoretical limit."
 
 
 def write(record: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
     """Draws into a PNG file."""
     from implicit_reg.plots.style import to_png
 
-    path.write_bytes(to_png(draw(record)))
+    path.write_bytes(to_png(draw(record), dpi=110))
     return path
