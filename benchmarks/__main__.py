@@ -9,6 +9,7 @@ python benchmarks --compare OLD NEW     what moved between two files
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -62,11 +63,9 @@ def run_one(name: str, rounds: int, tiny: bool) -> dict[str, Any]:
     Raises:
       measure.IncorrectError: where it is wrong.
     """
-    entry = catalog.BENCHMARKS[name]
-    import importlib
-
     import measure
 
+    entry = catalog.BENCHMARKS[name]
     start = time.perf_counter()
     report = importlib.import_module(entry.module).run(measure.Effort(rounds, tiny), *entry.arguments)
     return {

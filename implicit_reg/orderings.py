@@ -254,7 +254,7 @@ def mean_epoch(
     # The last chunk is filled up with repetitions that do not count.
     rows = np.minimum(np.arange(chunks * width), num_runs - 1).reshape(chunks, width)
     counted = (np.arange(chunks * width) < num_runs).reshape(chunks, width)
-    params = jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
+    params = _tree.strong(params)
     mean, error = _mean(
         _callables.hashable(method),
         _callables.hashable(loss_fn),

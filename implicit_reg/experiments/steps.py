@@ -83,7 +83,7 @@ def run_steps(
         raise ValueError(f"run_steps: `every` must divide `num_steps`, got every={every} and num_steps={num_steps}")
     transformation = optax.with_extra_args_support(transformation)
     batch_at = batch_at or _no_batch
-    params = jax.tree.map(lambda x: jax.lax.convert_element_type(jnp.asarray(x), jnp.result_type(x)), params)
+    params = _tree.strong(params)
 
     def step(n, carry):
         params, state, bad = carry

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from implicit_reg import _checks
+from implicit_reg import _checks, _tree
 from implicit_reg.predictions import judging, solver, validity
 from implicit_reg.predictions.judging import FAILS, UNMEASURED, judge, judge_number, number, worst
 from implicit_reg.predictions.objective import Objective, flatten
@@ -287,7 +287,7 @@ def _recurrence(dynamics: Recurrence, objective: Objective) -> Callable[..., np.
             y = jax.lax.fori_loop(n, count, lambda i, y: _same(dynamics.step(w, h, i, y), y), y)
             return (count, y), dynamics.read(y)
 
-        start = jax.tree.map(_strong, dynamics.start(w, h, x))
+        start = _tree.strong(dynamics.start(w, h, x))
         return jax.lax.scan(segment, (jnp.zeros((), counts.dtype), start), counts)[1]
 
     def call(w: np.ndarray, h: float, counts: np.ndarray) -> np.ndarray:
@@ -295,10 +295,6 @@ def _recurrence(dynamics: Recurrence, objective: Objective) -> Callable[..., np.
         return np.asarray(found)
 
     return call
-
-
-def _strong(leaf: Any) -> jax.Array:
-    return jax.lax.convert_element_type(jnp.asarray(leaf), jnp.result_type(leaf))
 
 
 def _same(after: Any, before: Any) -> Any:

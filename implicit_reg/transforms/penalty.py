@@ -43,7 +43,7 @@ def add_gradient_penalty(
     Returns:
       A transformation whose `update` needs `params` and `value_fn`, the loss as a function of the parameters alone
       (same minibatch, same dropout masks; `nnx_value_fn` makes it for flax). `g` is `grad` where it is given, else the
-      incoming updates: a clip that stands before changes the penalty, unless `grad` is passed. Cost: 2.5 to 3.1
+      incoming updates: a clip that stands before changes the penalty, unless `grad` is passed. Cost: some 2.5
       gradients for the whole step, where the gradient is computed in the same `jit` (the Hessian product shares it),
       else 3.1. Leaves keep their dtypes; complex ones are in Optax's convention.
 
