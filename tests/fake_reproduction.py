@@ -72,7 +72,10 @@ def blank(record):
 
 
 def install(monkeypatch, *reproductions, draw=blank):
-    """Makes these the only published experiments; nearly all of their time would go into pictures."""
+    """Makes these the only published experiments; nearly all of their time would go into pictures.
+
+    What is removed comes back in the reverse of the order in which it went, and the order of the names is public.
+    """
     monkeypatch.setitem(sys.modules, f"{pictures.__name__}.fake", types.SimpleNamespace(draw=draw))
     names = [each.name for each in reproductions]
     for each in reproductions:
@@ -80,7 +83,7 @@ def install(monkeypatch, *reproductions, draw=blank):
         monkeypatch.setitem(sys.modules, f"{papers.__name__}.fake_{each.name}", module)
     replaced = {name: f"fake_{name}" for name in names}
     for mapping, new in ((papers.REPRODUCTIONS, replaced), (pictures.FIGURES, dict.fromkeys(names, "fake"))):
-        for name in list(mapping):
+        for name in reversed(list(mapping)):
             monkeypatch.delitem(mapping, name)
         for name, value in new.items():
             monkeypatch.setitem(mapping, name, value)

@@ -284,3 +284,10 @@ def test_a_real_one_end_to_end(tmp_path, capsys):
 def test_every_experiment_has_its_figure():
     reproductions, figures = ORIGINAL
     assert list(figures) == list(reproductions)
+
+
+def test_the_replaced_experiments_come_back_in_their_order():
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, make("squares"), make("cubes"))
+        assert list(REPRODUCTIONS) == list(FIGURES) == ["squares", "cubes"]
+    assert (list(REPRODUCTIONS), list(FIGURES)) == tuple(map(list, ORIGINAL))
