@@ -33,6 +33,7 @@ BENCHMARKS: Mapping[str, Entry] = {
     "integration": Entry("integration", "flows, at equal error", cores=1),
     "eigenvalues": Entry("eigenvalues", "the largest eigenvalues of the Hessian, at equal error", cores=1),
     "sweeps": Entry("sweeps", "256 small runs", cores=1),
+    "sweep-memory": Entry("sweep_memory", "what a sweep holds", cores=1),
     "sweep-devices": Entry("sweep_devices", "lanes on two devices", environment={"JAX_NUM_CPU_DEVICES": "2"}),
     "sweep-bits": Entry("sweep_bits", "which bits of a sweep stay", environment={"JAX_NUM_CPU_DEVICES": "4"}),
     "torch-mlp": Entry("torch_steps", "one training step against PyTorch, MLP", ("mlp",), cores=1),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import pathlib
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -18,6 +21,11 @@ from records import table
 from implicit_reg.experiments.machine import machine
 
 PEERS = ("torch", "torchdiffeq", "curvlinops-for-pytorch", "pyhessian", "matfree", "diffrax", "scipy")
+FEWEST, BUDGET = 7, 25.0
+"""Rounds at least, and seconds that they may take beyond. Quartiles do not draw closer with more of them; the error of
+the median does, by the root of their number."""
+absent: dict[str, str] = {}
+"""Each library that `peer` did not find in this process, and why."""
 
 
 class IncorrectError(RuntimeError):
@@ -78,7 +86,7 @@ class Program(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Medians over rounds of one program's time over the unit's in the same round, and seconds per call."""
+    """Medians over `rounds` of one program's time over the unit's in the same round, and seconds per call."""
 
     cpu: float
     wall: float
@@ -86,6 +94,7 @@ class Cost(NamedTuple):
     wall_quartiles: tuple[float, float]
     cpu_seconds: float
     wall_seconds: float
+    rounds: int
 
 
 def build(fn: Callable[..., Any], *arguments: Any) -> Program:
@@ -105,24 +114,41 @@ def build(fn: Callable[..., Any], *arguments: Any) -> Program:
     )
 
 
+class Costs(dict):
+    """The cost of each program, and the seconds of each round, by which any two of them can be compared."""
+
+    def __init__(self, costs: Mapping[str, Cost] | None = None, samples: Mapping[str, Any] | None = None):
+        super().__init__(costs or {})
+        self.samples = samples or {}
+
+    def over(self, name: Any, other: Any, clock: str = "cpu") -> tuple[float, tuple[float, float]]:
+        """The median of one program's time over another's in the same round, and its quartiles."""
+        seconds = self.samples[clock]
+        ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+        return statistics.median(ratios), quartiles(ratios)
+
+
 def interleave(
     programs: Mapping[str, Callable[[], Any]], *, unit: str, rounds: int, seconds_per_sample: float = 0.02
-) -> dict[str, Cost]:
+) -> Costs:
     """Times each program once in every round, in an order drawn anew, and divides by the unit of the same round.
 
     A machine that others use too slows a whole round more than it slows one program in it, so the ratio is taken within
     rounds and its median across them. A sample is as many calls as fill `seconds_per_sample`. A call is to return when
-    its work is done.
+    its work is done. Rounds are fewer, but not fewer than `FEWEST`, where they would take longer than `BUDGET`: that is
+    read from one call of each before any ratio is seen.
     """
-    calls = {}
+    calls, one_round = {}, 0.0
     for name, program in programs.items():
         program()  # the first call allocates
         start = time.perf_counter()
         program()
-        calls[name] = max(1, round(seconds_per_sample / (time.perf_counter() - start)))
+        seconds = time.perf_counter() - start
+        calls[name] = max(1, round(seconds_per_sample / seconds))
+        one_round += calls[name] * seconds
+    rounds = min(rounds, max(FEWEST, int(BUDGET / one_round)))
     order, shuffle = list(programs), random.Random(0).shuffle
-    cpu: dict[str, list[float]] = {name: [] for name in programs}
-    wall: dict[str, list[float]] = {name: [] for name in programs}
+    samples: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in programs} for clock in ("cpu", "wall")}
     for _ in range(rounds):
         shuffle(order)
         for name in order:
@@ -130,23 +156,14 @@ def interleave(
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(n):
                 program()
-            cpu[name].append((time.process_time() - cpu_start) / n)
-            wall[name].append((time.perf_counter() - wall_start) / n)
-
-    def ratios(samples: Mapping[str, Sequence[float]], name: str) -> list[float]:
-        return [a / b for a, b in zip(samples[name], samples[unit], strict=True)]
-
-    return {
-        name: Cost(
-            cpu=statistics.median(ratios(cpu, name)),
-            wall=statistics.median(ratios(wall, name)),
-            cpu_quartiles=quartiles(ratios(cpu, name)),
-            wall_quartiles=quartiles(ratios(wall, name)),
-            cpu_seconds=statistics.median(cpu[name]),
-            wall_seconds=statistics.median(wall[name]),
-        )
-        for name in programs
-    }
+            samples["cpu"][name].append((time.process_time() - cpu_start) / n)
+            samples["wall"][name].append((time.perf_counter() - wall_start) / n)
+    found = Costs(samples=samples)
+    for name in programs:
+        (cpu, cpu_quartiles), (wall, wall_quartiles) = (found.over(name, unit, clock) for clock in ("cpu", "wall"))
+        medians = (statistics.median(samples[clock][name]) for clock in ("cpu", "wall"))
+        found[name] = Cost(cpu, wall, cpu_quartiles, wall_quartiles, *medians, rounds)
+    return found
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -158,10 +175,11 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def peer(name: str) -> ModuleType | None:
-    """A library to compare with, None where it is not installed."""
+    """A library to compare with; None where it cannot be imported, which the table and `--check` then say."""
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ImportError as error:
+        absent[name] = f"{name} is missing" if error.name == name else f"{name} cannot be imported: {error}"
         return None
 
 
@@ -173,11 +191,34 @@ def version(package: str) -> str | None:
         return None
 
 
+@functools.cache
+def commit() -> str:
+    """Of what is measured: "-dirty" where the library or the benchmarks differ from it, "unknown" without a checkout.
+
+    Pages and results do not count: each benchmark writes its own into a file that the commit may hold.
+    """
+    here = pathlib.Path(__file__).parent
+    sources = ("implicit_reg", "benchmarks/*.py")
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10, check=False
+        )
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("diff", "--quiet", "HEAD", "--", *sources).returncode
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return "unknown" if head.returncode else head.stdout.strip() + "-dirty" * (changed == 1)
+
+
 def environment() -> dict[str, Any]:
     """What the numbers depend on, without the name of any machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         **machine(),
+        "commit": commit(),
         "cores": cores,
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         **{package: found for package in PEERS if (found := version(package))},

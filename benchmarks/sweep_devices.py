@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import measure
 import numpy as np
-import sweeps
+import sweep_work
 from jax.sharding import NamedSharding, PartitionSpec
 
 from implicit_reg.experiments import sweep_mesh
@@ -23,9 +23,9 @@ from implicit_reg.experiments.lanes import Lanes
 
 TARGET, WIDTH, TINY_WIDTH = 1.5, 8, 4
 SIZES = {
-    "8-16-1, batch 16": sweeps.Work(),
-    "16-64-1, batch 64": sweeps.Work(16, 64, 256, 64, 50, 25),
-    "64-256-1, batch 256": sweeps.Work(64, 256, 512, 256, 10, 5),
+    "8-16-1, batch 16": sweep_work.Work(),
+    "16-64-1, batch 64": sweep_work.Work(16, 64, 256, 64, 50, 25),
+    "64-256-1, batch 256": sweep_work.Work(64, 256, 512, 256, 10, 5),
 }
 AGREEMENT = 1e-2  # of a divided program, which has other bits
 
@@ -47,15 +47,15 @@ def partitioned(lanes: Lanes, blocks: Sequence[range]) -> Callable[[], dict[str,
     return lambda: {path: np.asarray(leaf) for path, leaf in compiled(*placed).items()}
 
 
-def calls(work: sweeps.Work, width: int) -> dict[str, Callable[[], Any]]:
+def calls(work: sweep_work.Work, width: int) -> dict[str, Callable[[], Any]]:
     """Two blocks of lanes: one after the other on one device, on two, and divided; compiled and compared.
 
     Raises:
       measure.IncorrectError: two devices have other bytes than one.
     """
-    fn, runs = sweeps.training(work), make_runs(work.axes)
+    fn, runs = sweep_work.training(work), make_runs(work.axes)
     blocks = [range(k * width, (k + 1) * width) for k in range(2)]
-    two = Lanes(fn, runs, 0, sweeps.KEY, width, sweep_mesh(2))
+    two = Lanes(fn, runs, 0, sweep_work.KEY, width, sweep_mesh(2))
     two.prepare(blocks)
 
     def one():
@@ -79,7 +79,7 @@ def run(effort: measure.Effort) -> measure.Report:
         note = "there is one device; on a CPU set JAX_NUM_CPU_DEVICES=2"
         return measure.Report((measure.Row("two devices", None, "speed of one", "wall", note=note),), note, {})
     rows, data = [], {}
-    for name, work in {"toy": sweeps.TINY}.items() if effort.tiny else SIZES.items():
+    for name, work in {"toy": sweep_work.TINY}.items() if effort.tiny else SIZES.items():
         made = calls(work, TINY_WIDTH if effort.tiny else WIDTH)
         costs = measure.interleave(made, unit="one", rounds=effort.rounds) if effort.rounds else {}
         data[name] = {kind: cost._asdict() for kind, cost in costs.items()}

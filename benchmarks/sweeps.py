@@ -1,4 +1,4 @@
-"""256 small runs in one program, against what else one would write, and the memory of a sweep against its formula.
+"""256 small runs in one program, against what else one would write.
 
 A tanh network 8-16-1 under momentum on shuffled minibatches, 200 steps, for 8 step sizes, 8 momenta and 4 seeds. The
 unit is a loop over the runs of one jitted scan. A Python loop over jitted steps is timed on a few runs and scaled; in
@@ -8,93 +8,27 @@ anything is timed. What a whole `sweep` costs beside its calls, compiling includ
 
 from __future__ import annotations
 
-import json
-import pathlib
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
 import optax
+from sweep_work import KEY, TINY, WIDTHS, Work, parts_of, training
 
 from implicit_reg.descent import optimizer_step
-from implicit_reg.experiments import estimate_memory, run_steps, shuffled_batches, sweep
+from implicit_reg.experiments import sweep
 from implicit_reg.experiments.axes import Runs, make_runs
 from implicit_reg.experiments.lanes import Lanes
 
 SCANS_TARGET, LOOP_TARGET = 0.70, 0.17
-KEY = jax.random.key(0)
-WIDTHS, SAMPLED, AGREEMENT = (8, 32, 64, 256), 4, 2e-4
-RSS_FACTOR = 1.5  # of the estimate: the allocator keeps what it had
-
-
-class Work(NamedTuple):
-    """A network of one hidden layer on random data, how it is trained, and the grid of the runs."""
-
-    features: int = 8
-    hidden: int = 16
-    examples: int = 64
-    batch: int = 16
-    steps: int = 200
-    every: int = 50
-    axes: dict[str, Any] = {  # noqa: RUF012 (never changed)
-        "h": [0.01 * 1.4**k for k in range(8)],
-        "momentum": [0.1 * k for k in range(8)],
-        "seed": range(4),
-    }
-
-
-TINY = Work(steps=20, every=10, axes={"h": [0.01, 0.1], "momentum": [0.0, 0.9], "seed": range(2)})
-
-
-class Parts(NamedTuple):
-    """A run taken apart: what the Python loops need."""
-
-    data: tuple[jax.Array, jax.Array]
-    start: Callable[[jax.Array], tuple[dict[str, jax.Array], Callable[[Any], jax.Array]]]
-    loss: Callable[..., jax.Array]
-
-
-def parts_of(work: Work) -> Parts:
-    """Data, start and loss."""
-    x = jax.random.normal(jax.random.key(1), (work.examples, work.features), jnp.float32)
-    y = jnp.sin(x.sum(1))
-
-    def start(key):
-        a, b, order = jax.random.split(key, 3)
-        params = {
-            "a": jax.random.normal(a, (work.features, work.hidden), jnp.float32) / work.features**0.5,
-            "b": jax.random.normal(b, (work.hidden,), jnp.float32) / work.hidden**0.5,
-            "c": jnp.zeros(work.hidden, jnp.float32),
-        }
-        return params, shuffled_batches(order, work.examples, work.batch)
-
-    def loss(p, rows):
-        return jnp.mean((jnp.tanh(x[rows] @ p["a"] + p["c"]) @ p["b"] - y[rows]) ** 2)
-
-    return Parts((x, y), start, loss)
-
-
-def training(work: Work, steps: Callable[..., Any] = run_steps) -> Callable[..., dict[str, jax.Array]]:
-    """A run, as `sweep` wants it."""
-    _, start, loss = parts_of(work)
-    everything = jnp.arange(work.examples, dtype=jnp.int32)
-
-    def fn(key, h, momentum):
-        params, batch = start(key)
-        run = steps(
-            optax.sgd(h, momentum), loss, params, lambda n: (batch(n),), work.steps,
-            every=work.every, observe=lambda p, state: loss(p, everything),
-        )  # fmt: skip
-        return {"loss": run.observed, "first_bad_step": run.first_bad_step}
-
-    return fn
+SAMPLED, AGREEMENT = 4, 2e-4
+ROUNDS = 9  # at most; a round takes seconds
+UNIT, LOOP = "jitted scans", "Python loop"
 
 
 def python_loop(work: Work) -> Callable[[int, float, float], float]:
@@ -165,9 +99,87 @@ def _agree(name: str, found: Any, wanted: np.ndarray) -> None:
 
 
 def run(effort: measure.Effort, *, fn_of: Callable[[Work], Any] = training) -> measure.Report:
-    """One program against one run after the other; `fn_of` makes what is swept."""
+    """One program against one run after the other; `fn_of` makes what is swept.
+
+    Raises:
+      measure.IncorrectError: a way to run all does not end with the losses of the sequential scans.
+    """
     work = TINY if effort.tiny else Work()
     fn, runs = fn_of(work), make_runs(work.axes)
+    num = len(runs)
+    widths, middle = [width for width in WIDTHS if width <= num], min(32, num)
+    sample = list(range(0, num, max(1, num // SAMPLED)))[:SAMPLED]
+    lanes, compile_seconds = _compiled(fn, runs, widths)
+    programs = _others(effort.tiny, work, runs, sample)
+    swept = lambda **place: sweep(fn, work.axes, key=KEY, width=middle, **place)  # noqa: E731
+    wanted = programs[UNIT]()
+    for name, program in (lanes | programs).items():
+        _agree(name, program(), wanted[sample] if name == LOOP else wanted)
+    _agree("sweep", swept()["loss"][:, -1], wanted)
+
+    costs, overhead = measure.Costs(), {}
+    if effort.rounds:
+        costs = measure.interleave(lanes | programs, unit=UNIT, rounds=min(effort.rounds, ROUNDS))
+        overhead = _overhead(swept, lanes[f"width {middle}"], rounds=3)
+
+    def row(work, name, note="", **more):
+        cost = costs.get(name)
+        spread = cost and cost.cpu_quartiles
+        return measure.Row(work, cost and cost.cpu, f"sequential {UNIT}", "cpu", spread=spread, note=note, **more)
+
+    made = [
+        row(f"{num} runs, width {width}", f"width {width}", target=SCANS_TARGET if width == 32 else None)
+        for width in widths
+    ]
+    share = len(sample) / num
+    value, spread = costs.over(f"width {middle}", LOOP) if costs else (None, None)
+    made.append(
+        measure.Row(
+            f"{num} runs, width {middle}, over a loop of jitted steps",
+            value and share * value,
+            "Python loop of jitted steps",
+            "cpu",
+            target=LOOP_TARGET,
+            spread=spread and (share * spread[0], share * spread[1]),
+            note=f"the loop: {len(sample)} runs, scaled",
+        )
+    )
+    made.append(row("lax.map, batches of 32", "lax.map", "not in the fast form" if effort.tiny else ""))
+    made.append(row("torch, vmap over all runs", "torch", "" if "torch" in programs else "torch is not installed"))
+    made += [
+        measure.Row(f"a sweep beside its calls, {where}", seconds, "s", "cpu") for where, seconds in overhead.items()
+    ]
+    data = {"costs": {k: v._asdict() for k, v in costs.items()}, "compile_seconds": compile_seconds}
+    table = [
+        [str(w), measure.number(compile_seconds[w], 1),
+         measure.number(costs[f"width {w}"].wall_seconds if costs else None, 3)]
+        for w in widths
+    ]  # fmt: skip
+    details = measure.markdown(["width", "compile s", "wall s"], table)
+    return measure.Report(tuple(made), details, data | {"overhead_seconds": overhead})
+
+
+def _compiled(
+    fn: Callable[..., Any], runs: Runs, widths: Sequence[int]
+) -> tuple[dict[str, Callable[[], np.ndarray]], dict[int, float]]:
+    """The last losses of all runs in lanes, by width, and the seconds of each compilation."""
+    num, calls, seconds = len(runs), {}, {}
+    for width in widths:
+        began = time.perf_counter()
+        program = Lanes(fn, runs, 0, KEY, width, None)
+        program.prepare([range(width)])
+        seconds[width] = time.perf_counter() - began
+
+        def call(width=width, program=program):
+            blocks = [program([range(at, min(at + width, num))]) for at in range(0, num, width)]
+            return np.concatenate([block["loss"][:, -1] for block in blocks])
+
+        calls[f"width {width}"] = call
+    return calls, seconds
+
+
+def _others(tiny: bool, work: Work, runs: Runs, sample: Sequence[int]) -> dict[str, Callable[[], np.ndarray]]:
+    """What else one would write; the last losses of all runs, of the loop those of a sample."""
     num = len(runs)
     rows = [runs.settings[row] for row in range(num)]
     columns = tuple(
@@ -179,175 +191,32 @@ def run(effort: measure.Effort, *, fn_of: Callable[[Work], Any] = training) -> m
         return training(work)(jax.random.fold_in(KEY, seed), h=h, momentum=momentum)["loss"][-1]
 
     scan = jax.jit(one).lower(*(column[0] for column in columns)).compile()
-    mapped = None
-    if not effort.tiny:
-        mapped = measure.build(lambda *c: jax.lax.map(lambda run: one(*run), c, batch_size=32), *columns)
-    widths = [width for width in WIDTHS if width <= num]
-    programs: dict[int, Lanes] = {}
-    compile_seconds, memory = {}, {}
-    for width in widths:
-        began = time.perf_counter()
-        programs[width] = Lanes(fn, runs, 0, KEY, width, None)
-        programs[width].prepare([range(width)])
-        compile_seconds[width] = time.perf_counter() - began
-        memory[width] = programs[width].device_bytes()
-
-    def scans():
-        return np.array([scan(*(column[k] for column in columns)) for k in range(num)])
-
-    def in_lanes(width):
-        blocks = [programs[width]([range(at, min(at + width, num))]) for at in range(0, num, width)]
-        return np.concatenate([block["loss"][:, -1] for block in blocks])
-
-    sample = list(range(0, num, max(1, num // SAMPLED)))[:SAMPLED]
     loop = python_loop(work)
-
-    def looped():
-        return np.array([loop(*(column[k] for column in columns)) for k in sample])
-
-    wanted = scans()
-    torch = None if effort.tiny else measure.peer("torch")
-    beside = None if torch is None else torch_loop(work, torch, runs)
-    for width in widths:
-        _agree(f"width {width}", in_lanes(width), wanted)
-    middle = min(32, num)
-    swept = lambda **place: sweep(fn, work.axes, key=KEY, width=middle, **place)  # noqa: E731
-    _agree("sweep", swept()["loss"][:, -1], wanted)
-    if mapped is not None:
-        _agree("lax.map", mapped(), wanted)
-    _agree("Python loop", looped(), wanted[sample])
-    if beside is not None:
-        _agree("torch", beside(), wanted)
-
-    share = len(sample) / num
-    costs: dict[str, measure.Cost] = {}
-    overhead: dict[str, float] = {}
-    if effort.rounds:
-        calls = {f"width {width}": (lambda width=width: in_lanes(width)) for width in widths}
-        calls |= {"scans": scans, "loop": looped}
-        calls |= {name: call for name, call in (("lax.map", mapped), ("torch", beside)) if call is not None}
-        costs = measure.interleave(calls, unit="scans", rounds=min(effort.rounds, 9))
-        overhead = _overhead(swept, lambda: in_lanes(middle), rounds=3)
-
-    def ratio(name, over=None):
-        if name not in costs:
-            return None
-        scale = 1 / share if name == "loop" else 1
-        return scale * costs[name].cpu if over is None else costs[name].cpu * share / costs[over].cpu
-
-    made = [
-        measure.Row(
-            f"{num} runs, width {width}",
-            ratio(f"width {width}"),
-            "sequential jitted scans",
-            "cpu",
-            target=SCANS_TARGET if width == 32 else None,
-            spread=costs[f"width {width}"].cpu_quartiles if costs else None,
-        )
-        for width in widths
-    ]
-    made.append(
-        measure.Row(
-            f"{num} runs, width {middle}, over a loop of jitted steps",
-            ratio(f"width {middle}", "loop"),
-            "Python loop of jitted steps",
-            "cpu",
-            target=LOOP_TARGET,
-            note=f"the loop: {len(sample)} runs, scaled",
-        )
-    )
-    made.append(measure.Row("lax.map, batches of 32", ratio("lax.map"), "sequential jitted scans", "cpu"))
-    made.append(
-        measure.Row(
-            "torch, vmap over all runs",
-            ratio("torch"),
-            "sequential jitted scans",
-            "cpu",
-            note="" if beside else "not in the fast form" if effort.tiny else "torch is not installed",
-        )
-    )
-    made.append(
-        measure.Row(
-            "memory of a call, width 32 over all",
-            memory[middle] / memory[widths[-1]] if middle != num else None,
-            f"width {widths[-1]}",
-            "bytes",
-            limit=middle / widths[-1],
-        )
-    )
-    for where, seconds in overhead.items():
-        made.append(measure.Row(f"a sweep beside its calls, {where}", seconds, "s", "cpu"))
-    grown = None if effort.tiny else resident(64)
-    if grown is not None:
-        factor = grown["measured"] / grown["estimated"]
-        if not 1 / RSS_FACTOR <= factor <= RSS_FACTOR:
-            raise measure.IncorrectError(f"a sweep's memory is {factor:.2f} of the estimate ({grown})")
-        made.append(measure.Row("peak memory of a process", factor, "estimate_memory", "bytes", limit=1.0))
-    data = {"costs": {k: v._asdict() for k, v in costs.items()}, "compile_seconds": compile_seconds}
-    data |= {"device_bytes": memory, "overhead_seconds": overhead, "resident": grown}
-    table = [
-        [str(w), measure.number(compile_seconds[w], 1), f"{memory[w] / 2**20:.2f}",
-         measure.number(costs[f"width {w}"].wall_seconds if costs else None, 3)]
-        for w in widths
-    ]  # fmt: skip
-    details = measure.markdown(["width", "compile s", "MiB a call", "wall s"], table)
-    return measure.Report(tuple(made), details, data)
+    found: dict[str, Callable[[], np.ndarray]] = {
+        UNIT: lambda: np.array([scan(*(column[k] for column in columns)) for k in range(num)]),
+        LOOP: lambda: np.array([loop(*(column[k] for column in columns)) for k in sample]),
+    }
+    if not tiny:
+        found["lax.map"] = measure.build(lambda *c: jax.lax.map(lambda run: one(*run), c, batch_size=32), *columns)
+    if (torch := measure.peer("torch")) is not None:
+        found["torch"] = torch_loop(work, torch, runs)
+    return found
 
 
 def _overhead(swept: Callable[..., Any], calls: Callable[[], Any], rounds: int) -> dict[str, float]:
     """CPU seconds of a whole sweep, tracing and compiling included, over those of its calls alone."""
-    found: dict[str, list[float]] = {"compiling": [], "compiling, folder": []}
-    for _ in range(rounds):
-        used = []
+    found: dict[str, list[float]] = {}
+    for k in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            for call in (calls, swept, lambda folder=folder: swept(folder=f"{folder}/runs")):
-                began = time.process_time()
-                call()
-                used.append(time.process_time() - began)
-        found["compiling"].append(used[1] - used[0])
-        found["compiling, folder"].append(used[2] - used[0])
-    return {where: float(np.median(values)) for where, values in found.items()}
+            kinds = {"compiling": swept, "compiling, folder": lambda folder=folder: swept(folder=f"{folder}/runs")}
+            alone = _cpu_seconds(calls)
+            # The second finds caches as the first left them: each is second in its turn.
+            for where in list(kinds)[:: 1 if k % 2 else -1]:
+                found.setdefault(where, []).append(_cpu_seconds(kinds[where]) - alone)
+    return {where: float(np.median(values)) for where, values in sorted(found.items())}
 
 
-RESIDENT = """
-import json, sys
-sys.path[:0] = {path!r}
-import sweeps
-print(json.dumps(sweeps.grow({width})))
-"""
-
-
-def resident(width: int) -> dict[str, float] | None:
-    """`grow` in a process of its own; None where the system does not say what a process holds."""
-    if not pathlib.Path("/proc/self/clear_refs").exists():
-        return None
-    program = RESIDENT.format(path=sys.path[:], width=width)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise measure.IncorrectError(f"the process whose memory is measured failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout)
-
-
-def grow(width: int) -> dict[str, float]:
-    """How far the peak of this process rises in a sweep of large arrays whose program it has compiled before."""
-
-    def fn(key, h):
-        x = jax.random.normal(key, (2**17,), jnp.float32)
-        return {"end": jax.lax.fori_loop(0, 3, lambda n, x: x - h * jnp.flip(x) * jnp.mean(x**2), x)[: 2**15]}
-
-    axes = {"h": [0.01 * k for k in range(1, 2 * width + 1)]}
-    memory = estimate_memory(fn, axes, key=KEY, width=width)
-    status = pathlib.Path("/proc/self/status")
-
-    def held(line):
-        return 1024 * int(next(row for row in status.read_text().splitlines() if row.startswith(line)).split()[1])
-
-    before = {}
-
-    def report(progress):
-        if not progress.done:  # compiled, not yet run
-            pathlib.Path("/proc/self/clear_refs").write_text("5")
-            before["bytes"] = held("VmRSS")
-
-    sweep(fn, axes, key=KEY, width=width, report=report)
-    return {"measured": held("VmHWM") - before["bytes"], "estimated": memory.device * memory.devices + memory.host}
+def _cpu_seconds(call: Callable[[], Any]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began

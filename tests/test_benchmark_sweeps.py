@@ -23,7 +23,29 @@ def test_lanes_loops_and_scans_agree(sweeps, fast):
     assert len(set(works)) == len(works)
     assert {row.target for row in report.rows} >= {sweeps.LOOP_TARGET}
     assert all(row.value is None for row in report.rows if row.clock == "cpu")
-    assert report.data["device_bytes"][8] > 0
+
+
+def test_memory_is_that_of_the_lanes(benchmark, fast, monkeypatch):
+    memory = benchmark("sweep_memory")
+    report = memory.run(fast)
+    assert [row.work for row in report.rows] == ["memory of a call, width 8 over all"]
+    monkeypatch.setattr(memory, "WIDTHS", (2, 4, 8))
+    held = memory.device_bytes(memory.TINY)
+    # A lane brings its own parameters and results; what the lanes share is little.
+    assert held[4] - held[2] == pytest.approx((held[8] - held[4]) / 2, rel=0.1)
+    assert held[8] / held[4] == pytest.approx(2, rel=0.1)
+
+
+def test_a_process_that_holds_more_than_was_estimated_is_wrong(benchmark, monkeypatch):
+    memory, measure = benchmark("sweep_memory"), benchmark("measure")
+    monkeypatch.setattr(memory, "Work", lambda: memory.TINY)
+    for measured, ends_well in ((1.4, True), (1.6, False), (0.6, False)):
+        monkeypatch.setattr(memory, "resident", lambda width, x=measured: {"measured": x, "estimated": 1.0})
+        if ends_well:
+            assert memory.run(measure.Effort(1, False)).rows[-1].value == measured
+        else:
+            with pytest.raises(measure.IncorrectError, match=f"is {measured:.2f} of the estimate"):
+                memory.run(measure.Effort(1, False))
 
 
 def test_another_training_is_not_timed(benchmark, sweeps, fast):
