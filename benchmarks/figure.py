@@ -8,9 +8,13 @@ from typing import Any
 
 import records
 
-ROW, HEAD, WIDTH, LEFT, RIGHT, TOP, BOTTOM = 0.19, 0.42, 11.0, 4.3, 2.4, 0.95, 0.75
-"""Inches: of a row, of a benchmark's title, of the page and its margins."""
+ROW, HEAD, GAP, TOP, BOTTOM = 0.19, 0.24, 0.2, 1.15, 0.6
+"""Inches: of a row, of a benchmark's title and the space above it, of the page's margins."""
+NAMES, AXES, VALUE, TARGET, UNIT, WIDTH = 4.3, 4.4, 9.25, 9.85, 9.95, 11.9
+"""Inches from the left: where names end, the axes begin, values and targets end, units begin; and the width."""
+MARGIN, AXES_END = 0.25, 8.7
 MET_COLOR, MISSED_COLOR = "#0072b2", "#d55e00"
+MARKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def over_target(row: Mapping[str, Any], value: float) -> float:
@@ -20,81 +24,91 @@ def over_target(row: Mapping[str, Any], value: float) -> float:
 
 
 def draw(record: Mapping[str, Any]) -> Any:
-    """One line for each row with a target; left of the line it is met. The tick is the theoretical limit."""
-    from implicit_reg.plots.style import GRID, INK, MUTED, new_figure, place, style
+    """One line for each row with a target that was measured; left of the line it is met. The tick is the limit."""
+    from implicit_reg.plots.style import GRID, INK, MUTED, new_figure, place, plain, style
 
     groups = {
         name: [row for row in found["rows"] if row["target"] is not None and row["value"] is not None]
         for name, found in record["benchmarks"].items()
     }
     groups = {name: rows for name, rows in groups.items() if rows}
-    height = TOP + BOTTOM + max(HEAD, sum(HEAD + ROW * len(rows) for rows in groups.values()))
+    inner = max(HEAD, sum(GAP + HEAD + ROW * len(rows) for rows in groups.values()))
+    height = TOP + inner + BOTTOM
+    ratios = [over_target(row, row["value"]) for rows in groups.values() for row in rows]
+    low, high = min([0.5, *ratios]) / 1.15, max([2, *ratios]) * 1.15
     with style():
         figure = new_figure(WIDTH, height, layout=None)
-        axes = place(figure, LEFT, TOP, WIDTH - LEFT - RIGHT, height - TOP - BOTTOM)
-        axes.set_ylim(height - TOP - BOTTOM, 0)
-        ratios = [over_target(row, row["value"]) for rows in groups.values() for row in rows]
-        low, high = min([0.5, *ratios]) / 1.15, max([1.5, *ratios]) * 1.15
-        axes.set_xscale("log")
-        axes.set_xlim(low, high)
-        marks = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5) if high / low < 8 else (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        ticks = [x for x in marks if low <= x <= high]
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.xaxis.set_minor_locator(_nothing())
-        axes.set_yticks([])
-        for side in ("left", "right", "top"):
-            axes.spines[side].set_visible(False)
-        axes.grid(axis="x", color=GRID, linewidth=0.6)
+        axes = place(figure, AXES, TOP, AXES_END - AXES, inner)
+        axes.set_ylim(inner, 0)
+        _scale(axes, low, high)
         axes.axvspan(1, high, color=MISSED_COLOR, alpha=0.05, linewidth=0)
         axes.axvline(1, color=INK, linewidth=0.9)
-        axes.set_xlabel("measured over target (for lower bounds: target over measured)")
+
+        def write(x, y, words, **look):
+            return figure.text(x / WIDTH, 1 - (TOP + y) / height, plain(words), va="center", **look)
+
+        write(MARGIN, 0.3 - TOP, records.counted(record), size=13, weight="bold")
+        for k, words in enumerate(_caption(record)):
+            write(MARGIN, 0.55 + 0.16 * k - TOP, words, size=8, color=MUTED)
         y = 0.0
         for name, rows in groups.items():
-            y += HEAD
-            title = record["benchmarks"][name]["title"]
-            axes.text(-0.02, y - 0.14, f"{name}: {title}", transform=_across(axes), ha="right", weight="bold")
+            y += GAP + HEAD
+            met = sum(records.verdict(row) == records.MET for row in rows)
+            title = write(MARGIN, y - HEAD / 2, name, weight="bold", size=9.5)
+            inches = title.get_window_extent().width / figure.dpi
+            write(MARGIN + inches + 0.1, y - HEAD / 2, record["benchmarks"][name]["title"], color=MUTED)
+            write(UNIT, y - HEAD / 2, f"{met} of {len(rows)} met", color=MUTED, size=7.5)
             for row in rows:
-                _line(axes, row, y, MUTED)
+                color = MET_COLOR if records.verdict(row) == records.MET else MISSED_COLOR
+                axes.axhline(y + ROW / 2, color=GRID, linewidth=0.5, zorder=0)
+                _mark(axes, row, y + ROW / 2, color, MUTED)
+                write(NAMES, y + ROW / 2, row["work"], ha="right", size=8)
+                write(VALUE, y + ROW / 2, records.number(row["value"]), ha="right", size=7.5, color=color)
+                sense = "≥" if row["at_least"] else "≤"
+                write(TARGET, y + ROW / 2, f"{sense} {row['target']:.3g}", ha="right", size=7.5, color=MUTED)
+                write(UNIT, y + ROW / 2, row["unit"], size=7.5, color=MUTED)
                 y += ROW
-        met = sum(records.verdict(row) == records.MET for rows in groups.values() for row in rows)
-        figure.text(0.02, 1 - 0.25 / height, f"{met} of {len(ratios)} targets met", size=13, weight="bold", va="top")
-        figure.text(0.02, 1 - 0.55 / height, _caption(record), size=8, color=MUTED, va="top")
+        for x, words, side in ((VALUE, "measured", "right"), (TARGET, "target", "right"), (UNIT, "unit", "left")):
+            write(x, 0.05, words, ha=side, size=7.5, color=MUTED)
     return figure
 
 
-def _line(axes: Any, row: Mapping[str, Any], y: float, muted: str) -> None:
-    met = records.verdict(row) == records.MET
-    color = MET_COLOR if met else MISSED_COLOR
-    middle = y + ROW / 2
-    if row["spread"] is not None:
-        axes.plot([over_target(row, x) for x in row["spread"]], [middle] * 2, color=color, linewidth=2.2, alpha=0.4)
-    if row["limit"]:
-        axes.plot([over_target(row, row["limit"])], [middle], "|", color=muted, markersize=8, markeredgewidth=1.2)
-    axes.plot([over_target(row, row["value"])], [middle], "o" if met else "X", color=color, markersize=5)
-    axes.text(-0.02, middle, row["work"], transform=_across(axes), ha="right", va="center")
-    sense = "≥" if row["at_least"] else "≤"
-    words = f"{records.number(row['value'])} {row['unit']}, target {sense} {row['target']:.3g}"
-    axes.text(1.02, middle, words, transform=_across(axes), ha="left", va="center", size=7.5, color=color)
-
-
-def _across(axes: Any) -> Any:
-    """x in the width of the axes, y in data."""
-    return axes.get_yaxis_transform()
-
-
-def _nothing() -> Any:
+def _scale(axes: Any, low: float, high: float) -> None:
+    """A logarithmic axis of ratios, numbered above and below: the page is long."""
     from matplotlib.ticker import NullLocator
 
-    return NullLocator()
+    from implicit_reg.plots.style import GRID
+
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    marks = (*MARKS, *((0.7, 1.5) if high / low < 8 else ()))
+    ticks = sorted(x for x in marks if low <= x <= high)
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks([])
+    axes.tick_params(top=True, labeltop=True)
+    for side in ("left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["top"].set_visible(True)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.set_xlabel("measured over target (for lower bounds: target over measured)")
 
 
-def _caption(record: Mapping[str, Any]) -> str:
-    each = [found["environment"] for found in record["benchmarks"].values()]
-    commits = sorted({environment["commit"] for environment in each})
-    versions = f"jax {each[0]['jax']}, Python {each[0]['python']}"
-    where = f"{record['device']}, {max(environment['cores'] for environment in each)} cores"
-    commit = f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits"
-    return f"{where}; {versions}; {commit}. Dot: median, bar: quartiles, tick: theoretical limit."
+def _mark(axes: Any, row: Mapping[str, Any], y: float, color: str, muted: str) -> None:
+    """Median, quartiles and limit of a row."""
+    if row["spread"] is not None:
+        axes.plot([over_target(row, x) for x in row["spread"]], [y] * 2, color=color, linewidth=2.4, alpha=0.4)
+    if row["limit"]:
+        axes.plot([over_target(row, row["limit"])], [y], "|", color=muted, markersize=8, markeredgewidth=1.2)
+    marker = "o" if records.verdict(row) == records.MET else "X"
+    axes.plot([over_target(row, row["value"])], [y], marker, color=color, markersize=5, markeredgewidth=0)
+
+
+def _caption(record: Mapping[str, Any]) -> tuple[str, str]:
+    where, *differing = records.origin(record).splitlines()
+    also = " The benchmarks differ in commit or versions: the table has them." if differing else ""
+    how = "Left of the line a target is met (dot), right of it missed (cross). Bar: quartiles; tick: the limit."
+    return where + also, how
 
 
 def write(record: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:

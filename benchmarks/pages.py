@@ -29,37 +29,33 @@ def kept() -> list[dict[str, Any]]:
     return [records.read(path) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def where(record: Mapping[str, Any]) -> str:
-    """What the numbers of a record were measured on, in a line."""
-    each = [found["environment"] for found in record["benchmarks"].values()]
-    first, commits = each[0], sorted({environment["commit"] for environment in each})
-    words = [record["device"], f"{max(environment['cores'] for environment in each)} cores"]
-    words += [f"{key} {first[key]}" for key in ("python", "jax", "optax", "torch") if first.get(key)]
-    return ", ".join([*words, f"commit {', '.join(commits)}"])
-
-
 def results(found: Sequence[Mapping[str, Any]]) -> str:
     """A section for each device: its table, and its picture."""
     return "\n\n".join(
-        f"### {record['device']}\n\n{where(record)}.\n\n{records.document(record)}\n\n"
+        f"### {record['device']}\n\n{records.origin(record)}\n\n{records.document(record)}\n\n"
         f"![Measured over target, for every row that has one](results/{records.slug(record['device'])}.png)"
         for record in found
     )
 
 
-def scaling_data(record: Mapping[str, Any]) -> dict[str, Any]:
-    """All dimensions of a record of results, in the order of the page; ValueError where it holds none."""
-    every = [found["data"] for name, found in record["benchmarks"].items() if name.startswith("scaling")]
-    merged = {name: dimension for data in every for name, dimension in data.items()}
-    if not merged:
+def scaling_part(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the benchmarks of scaling alone; ValueError where there is none."""
+    chosen = {name: found for name, found in record["benchmarks"].items() if name.startswith("scaling")}
+    if not chosen:
         raise ValueError("pages: the file must hold a benchmark named scaling..., got none")
-    return merged
+    return {**record, "benchmarks": chosen}
+
+
+def scaling_data(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All dimensions of a record of results, in the order of the page."""
+    every = scaling_part(record)["benchmarks"].values()
+    return {name: dimension for found in every for name, dimension in found["data"].items()}
 
 
 def scaling(record: Mapping[str, Any]) -> str:
     """Where it was measured, and a table for each dimension."""
     tables = "\n\n".join(map(scaling_model.dimension_table, scaling_data(record).values()))
-    return f"{where(record)}.\n\n{tables}"
+    return f"{records.origin(scaling_part(record))}\n\n{tables}"
 
 
 def main() -> None:

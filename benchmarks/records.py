@@ -1,4 +1,4 @@
-"""Files of results: verdicts, the table, and what moved between two of them. JAX is not imported."""
+"""Files of results: verdicts, the table, where it was measured. JAX is not imported."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FORMAT, VERSION = "implicit_reg.benchmarks", 1
-MET, MISSED, CLOSE = "met", "missed", 1.03
+MET, MISSED = "met", "missed"
 HEADER = ("benchmark", "work", "measured", "quartiles", "unit", "limit", "target", "verdict")
+VERSIONS = ("python", "jax", "optax", "torch", "commit")
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -34,7 +35,8 @@ def number(x: float | None) -> str:
     """Three significant digits; three decimals of what is near one, two of what is not far."""
     if x is None:
         return "-"
-    return f"{x:.3f}" if 0.9 <= abs(x) < 1.1 else f"{x:.2f}" if 0.1 <= abs(x) < 10 else f"{x:.3g}"
+    rounded = f"{x:.3f}" if 0.9 <= abs(x) < 1.1 else f"{x:.2f}" if 0.1 <= abs(x) < 10 else f"{x:.3g}"
+    return f"{float(rounded):.0f}" if 1000 <= abs(x) < 1e6 else rounded
 
 
 def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -56,13 +58,60 @@ def cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 def document(record: Mapping[str, Any]) -> str:
     """The table of all rows, each benchmark named once; how many targets are met; what is to be said of single rows."""
     lines, last = [], None
+    notes: dict[tuple[str, str], list[str]] = {}
     for name, row in rows_of(record):
         lines.append(cells(name if name != last else "", row))
         last = name
-    verdicts = [verdict(row) for _, row in rows_of(record)]
-    notes = [f"- {name}, {row['work']}: {row['note']}" for name, row in rows_of(record) if row["note"]]
-    counted = f"{verdicts.count(MET)} of {verdicts.count(MET) + verdicts.count(MISSED)} targets met."
-    return "\n".join([table(lines), "", counted, *([""] if notes else []), *notes])
+        if row["note"]:
+            notes.setdefault((name, row["note"]), []).append(row["work"])
+    said = []
+    for (name, note), works in notes.items():
+        every = len(works) == len(record["benchmarks"][name]["rows"]) > 1
+        said.append(f"- {name}, {'every row' if every else '; '.join(works)}: {note}")
+    without = not_compared(record["benchmarks"])
+    parts = [table(lines), f"{counted(record)}.", *([f"Not compared: {without}."] if without else []), "\n".join(said)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def counted(record: Mapping[str, Any]) -> str:
+    """How many targets are met, and of how many nothing was measured."""
+    verdicts = [verdict(row) for _, row in rows_of(record) if row["target"] is not None]
+    met, unknown = verdicts.count(MET), verdicts.count("-")
+    words = f"{met} of {len(verdicts) - unknown} targets met"
+    return f"{words}, {unknown} more not measured" if unknown else words
+
+
+def not_compared(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why some benchmarks are without libraries to compare with, and which; empty where there is none."""
+    reasons: dict[str, list[str]] = {}
+    for name, found in benchmarks.items():
+        for reason in found.get("missing", {}).values():
+            reasons.setdefault(reason, []).append(name)
+    return "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())
+
+
+def origin(record: Mapping[str, Any]) -> str:
+    """What the numbers were measured on and with: what all benchmarks share in a line, then where they differ."""
+    each = {name: found["environment"] for name, found in record["benchmarks"].items()}
+    words = [record["device"], f"{max(environment['cores'] for environment in each.values())} cores"]
+    differing = []
+    for key in VERSIONS:
+        values: dict[str, list[str]] = {}
+        for name, environment in each.items():
+            values.setdefault(environment.get(key) or "none", []).append(name)
+        if len(values) > 1:
+            differing += [f"- {key} {value}: {', '.join(names)}" for value, names in values.items()]
+        elif "none" not in values:
+            words.append(f"{key} {next(iter(values))}")
+    if loads := [environment["load"] for environment in each.values() if environment["load"] is not None]:
+        words.append(f"load {min(loads):g} to {max(loads):g}")
+    words.append(f"{duration(sum(found['seconds'] for found in record['benchmarks'].values()))} in all")
+    return "\n".join([", ".join(words) + ".", *([""] if differing else []), *differing])
+
+
+def duration(seconds: float) -> str:
+    """As one says it."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def slug(device: str) -> str:
@@ -86,12 +135,25 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def write(folder: pathlib.Path, device: str, found: Mapping[str, Any]) -> pathlib.Path:
-    """Writes results beside those that the file of this device already holds; each benchmark keeps its newest."""
+def write(
+    folder: pathlib.Path, device: str, found: Mapping[str, Any], names: Sequence[str] | None = None
+) -> pathlib.Path:
+    """Writes results beside those that the file of this device already holds; each benchmark keeps its newest.
+
+    Args:
+      folder: of the file, whose name is that of the device.
+      device: as `slug` takes it.
+      found: results by the name of their benchmark.
+      names: all that there are, in the order of the table; what the file holds of others is dropped. None: all stay.
+
+    Raises:
+      ValueError: the file that is there holds no results, or a number is not finite.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug(device)}.json"
-    known = read(path)["benchmarks"] if path.exists() else {}
-    record = {"format": FORMAT, "version": VERSION, "device": device, "benchmarks": known | dict(found)}
+    every = (read(path)["benchmarks"] if path.exists() else {}) | dict(found)
+    every = every if names is None else {name: every[name] for name in names if name in every}
+    record = {"format": FORMAT, "version": VERSION, "device": device, "benchmarks": every}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     # Lists of numbers and words on one line; a line break is never inside a string.
     text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r",\n\s*", ", ", m[1]) + "]", text)
@@ -99,48 +161,6 @@ def write(folder: pathlib.Path, device: str, found: Mapping[str, Any]) -> pathli
     whole.write_text(text + "\n", encoding="utf-8")
     whole.replace(path)
     return path
-
-
-def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The rows that two files share and that moved, with the factor and the verdicts, the largest change first.
-
-    Moved means: by more than 3 %, which is what the same program differs by, and with quartiles that do not overlap; or
-    with another verdict.
-    """
-    before = {(name, row["work"]): row for name, row in rows_of(old)}
-    lines = []
-    for name, row in rows_of(new):
-        was = before.get((name, row["work"]))
-        if was is None or was["value"] is None or row["value"] is None or was["unit"] != row["unit"]:
-            continue
-        factor = row["value"] / was["value"] if was["value"] else float("inf") if row["value"] else 1.0
-        apart = was["spread"] is None or row["spread"] is None
-        apart = apart or row["spread"][0] > was["spread"][1] or row["spread"][1] < was["spread"][0]
-        judged = (verdict(was), verdict(row))
-        if (apart and not 1 / CLOSE <= factor <= CLOSE) or judged[0] != judged[1]:
-            words = judged[1] if judged[0] == judged[1] else f"{judged[0] or 'no target'} -> {judged[1] or 'no target'}"
-            line = (name, row["work"], number(was["value"]), number(row["value"]), f"{factor:.2f}", row["unit"], words)
-            lines.append((abs(factor - 1), line))
-    return [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
-
-
-def only_in(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Rows that were measured in `a` and are not in `b`, or were not measured there."""
-    there = {(name, row["work"]) for name, row in rows_of(b) if row["value"] is not None}
-    here = ((name, row["work"]) for name, row in rows_of(a) if row["value"] is not None)
-    return [f"{name}, {work}" for name, work in here if (name, work) not in there]
-
-
-def surroundings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the machines and versions of two files, over the benchmarks that they share."""
-    lines: dict[str, None] = {}
-    for name in old["benchmarks"]:
-        if name in new["benchmarks"]:
-            a, b = (record["benchmarks"][name]["environment"] for record in (old, new))
-            for key in sorted(a.keys() | b.keys()):
-                if key != "load" and a.get(key) != b.get(key):
-                    lines[f"{key}: {a.get(key, 'none')} -> {b.get(key, 'none')}"] = None
-    return list(lines)
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
