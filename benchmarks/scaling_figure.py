@@ -27,7 +27,8 @@ PANELS = (
 COLORS = ("#0072b2", "#d55e00", "#00916a", "#b4478f", "#5b6770")
 LABELS = {"cpu s": "CPU time", "wall s": "time", "bytes": "memory"}
 COLUMNS, WIDTH, HEIGHT = 3, 4.0, 2.7
-GAP = 0.085  # between two labels, of the height
+GAP, LONG = 0.085, 24  # between two labels, of the height; letters of a line
+SMOOTH = 40  # pieces of a curve that a model draws
 
 
 def draw_scaling(data: Mapping[str, Any]) -> Figure:
@@ -74,8 +75,9 @@ def _panel(ax: Axes, curves: Sequence[scaling_model.Series], axis: str, unit: st
         place, value = s.x[-1], s.y[-1]
         further = [x for x in s.beyond if x > place] if s.model else []
         if further:
-            path = [place, *further]
-            ax.plot(path, [value, *(s.model(x) for x in further)], color=color, linestyle=(0, (4, 2)), linewidth=1.2)
+            ratio = further[-1] / place
+            path = [place * ratio ** (k / SMOOTH) for k in range(SMOOTH)] + [further[-1]]
+            ax.plot(path, [s.model(x) for x in path], color=color, linestyle=(0, (4, 2)), linewidth=1.2)
             place, value = path[-1], s.model(path[-1])
         if s.limit:
             ax.plot(s.x, s.limit, color=color, linestyle=":", linewidth=1.2, alpha=0.8)
@@ -97,12 +99,14 @@ def _panel(ax: Axes, curves: Sequence[scaling_model.Series], axis: str, unit: st
         low, high = middle / 3.5, middle * 3.5
         ax.set_ylim(low, high)
     heights = [math.log(value / low) / math.log(high / low) for value, *_ in ends]
-    for (_, color, name), there, at in zip(ends, heights, spread(heights, GAP, 0.02, 0.98), strict=True):
+    gap = GAP * (1.7 if any(len(name) > LONG for *_, name in ends) else 1)  # a long one takes two lines
+    for (_, color, name), there, at in zip(ends, heights, spread(heights, gap, 0.02, 0.98), strict=True):
         ax.annotate(
-            name.replace(", ", ",\n", 1) if len(name) > 24 else name,
+            name.replace(", ", ",\n", 1) if len(name) > LONG else name,
             (1.0, there), (1.06, at), xycoords="axes fraction", textcoords="axes fraction", color=color, fontsize=7,
             va="center", linespacing=0.95, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1},
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
     _ticks(ax, unit, low, high)
 

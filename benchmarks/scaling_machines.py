@@ -17,13 +17,13 @@ import models
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scaling_model import Dimension, Series, ratio, total_bytes
-from scaling_worker import WIDTH, timed_sweep
+from scaling_worker import WIDTH, Times, timed_sweep
 
 from implicit_reg.descent import optimizer_step
 from implicit_reg.transforms import add_gradient_penalty
 
 DEVICES, PROCESSES = (1, 2, 4, 8), (1, 2)
-SHORT, LONG, ROUNDS = 64, 1024, 2
+RUNS, ROUNDS = 1024, 3
 
 
 def _cores() -> int:
@@ -33,16 +33,13 @@ def _cores() -> int:
 def devices(effort: measure.Effort) -> Dimension:
     """One sweep on 1, 2, 4, 8 devices made of one processor; a penalty step with its parameters divided among them."""
     counts = tuple(d for d in (DEVICES[:2] if effort.tiny else DEVICES) if d <= len(jax.devices()))
-    hashes, seconds = {}, {d: [] for d in counts}
-    # A time per run is the difference of two sweeps: what both compile drops out.
+    num_runs = 4 * WIDTH if effort.tiny else RUNS
+    times: dict[int, list[Times]] = {d: [] for d in counts}
     for _ in range(1 if effort.tiny else max(1, min(effort.rounds, ROUNDS))):
         for d in counts:
-            if effort.rounds:
-                (short, _), (long, hashes[d]) = timed_sweep(SHORT, d), timed_sweep(LONG, d)
-                seconds[d].append((long - short) / (LONG - SHORT))
-            else:
-                _, hashes[d] = timed_sweep(2 * WIDTH, d)
-    if len(set(hashes.values())) > 1:
+            times[d].append(timed_sweep(num_runs, d))
+    hashes = {d: {t.digest for t in found} for d, found in times.items()}
+    if len(set().union(*hashes.values())) > 1:
         raise measure.IncorrectError(f"devices: the runs depend on how many there are: {hashes}")
     per_device = {d: _bytes_per_device(d, effort.tiny) for d in counts}
     series = [
@@ -64,15 +61,16 @@ def devices(effort: measure.Effort) -> Dimension:
             "parameters, results and temporaries",
         ),
     ]
-    found = {d: statistics.median(values) for d, values in seconds.items() if values}
-    if found:
-        limit = tuple(found[1] / min(d, _cores()) for d in counts)
-        series.append(Series("sweep, one run", "wall s", counts, tuple(found.values()), limit=limit))
+    wall = {d: statistics.median(t.wall for t in found) for d, found in times.items()}
+    cpu = {d: statistics.median(t.cpu for t in found) for d, found in times.items()}
+    # All that a run computes, on all cores: one device divides its arrays among them, too, and may waste time on it.
+    limit = {d: cpu[d] / _cores() for d in counts}
+    if effort.rounds:
+        series.append(Series("sweep, one run", "wall s", counts, tuple(wall.values()), limit=tuple(limit.values())))
     for d in counts[1:]:
-        gain = found[d] / found[1] if found else None
-        rows.append(
-            ratio(f"sweep: a run on {d} devices", gain, "one device", "wall", 1 / min(d, _cores()), f"{_cores()} cores")
-        )
+        gain, least = (wall[d] / wall[1], limit[d] / wall[1]) if effort.rounds else (None, None)
+        note = f"{_cores()} cores; {cpu[d] / cpu[1]:.2f} of the CPU time of a run on one device"
+        rows.append(ratio(f"sweep: a run on {d} devices", gain, "one device", "wall", least, note))
     return Dimension("Devices made of one processor", "devices", tuple(series), tuple(rows))
 
 
@@ -98,21 +96,21 @@ def _bytes_per_device(num_devices: int, tiny: bool) -> float:
 
 def processes(effort: measure.Effort) -> Dimension:
     """One sweep by 1 and 2 processes of `jax.distributed` on the loopback device, of one device each."""
-    short, long = (2 * WIDTH, 4 * WIDTH) if effort.tiny or not effort.rounds else (SHORT, LONG)
-    found = {p: _start(p, short, long, 1 if effort.tiny else 2) for p in PROCESSES}
-    hashes = {p: result["hashes"] for p, result in found.items()}
-    if hashes[1] != hashes[2]:
+    num_runs = 4 * WIDTH if effort.tiny or not effort.rounds else RUNS
+    found = {p: _start(p, num_runs, 1 if effort.tiny else ROUNDS) for p in PROCESSES}
+    hashes = {p: {t.digest for t in times} for p, times in found.items()}
+    if len(set().union(*hashes.values())) > 1:
         raise measure.IncorrectError(f"processes: the runs depend on how many there are: {hashes}")
     if not effort.rounds:
         return Dimension(
             "Processes", "processes", (), (ratio("sweep: a run by 2 processes", None, "one process", "wall"),)
         )
-    per_run = {p: _per_run(result["seconds"], short, long) for p, result in found.items()}
-    whole = {p: statistics.median(result["seconds"][str(long)]) for p, result in found.items()}
+    per_run, whole = ({p: statistics.median(getattr(t, kind) for t in times) for p, times in found.items()}
+                      for kind in ("wall", "whole"))  # fmt: skip
     limit = tuple(per_run[1] / min(p, _cores()) for p in PROCESSES)
     series = (
         Series("sweep, one run", "wall s", PROCESSES, tuple(per_run.values()), limit=limit),
-        Series(f"sweep of {long}, with compilation", "wall s", PROCESSES, tuple(whole.values())),
+        Series(f"sweep of {num_runs}, with compilation", "wall s", PROCESSES, tuple(whole.values())),
     )
     rows = (
         ratio(
@@ -127,12 +125,7 @@ def processes(effort: measure.Effort) -> Dimension:
     return Dimension("Processes of `jax.distributed` on one machine", "processes", series, rows)
 
 
-def _per_run(seconds: dict[str, list[float]], short: int, long: int) -> float:
-    pairs = zip(seconds[str(short)], seconds[str(long)], strict=True)
-    return statistics.median((b - a) / (long - short) for a, b in pairs)
-
-
-def _start(num_processes: int, short: int, long: int, repeats: int) -> dict:
+def _start(num_processes: int, num_runs: int, repeats: int) -> list[Times]:
     """What process 0 prints."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -145,7 +138,7 @@ def _start(num_processes: int, short: int, long: int, repeats: int) -> dict:
         text=True,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     )
-    arguments = (short, long, repeats)
+    arguments = (num_runs, repeats)
     started = [
         start([sys.executable, worker, address, *map(str, (num_processes, k, *arguments))])
         for k in range(num_processes)
@@ -153,4 +146,4 @@ def _start(num_processes: int, short: int, long: int, repeats: int) -> dict:
     told = [process.communicate(timeout=300) for process in started]
     if any(process.returncode for process in started):
         raise RuntimeError(f"scaling: a process ended: {[errors[-2000:] for _, errors in told]}")
-    return json.loads(told[0][0].splitlines()[-1])
+    return [Times(**found) for found in json.loads(told[0][0].splitlines()[-1])]

@@ -22,9 +22,10 @@ from implicit_reg.orderings import all_orders, epoch_orders
 STEPS, WIDTH, LANES = 50, 32, 32
 STEP_SIZES = (1, 4, 16, 64)
 MANY = 4  # from here on a program has an axis of step sizes
-RUNS, FAR_RUNS = (32, 128, 512), 1e6
+RUNS, FAR_RUNS = (32, 512, 4096), 1e6  # compilation takes as long as some thousand runs
+TINY_RUNS = (32, 128)
 EXACT, SAMPLED, SAMPLES = (2, 3, 4, 5, 6), (8, 16, 32, 64), 64
-ROUNDS = 5
+ROUNDS, SWEEP_ROUNDS = 5, 2  # at most; each sweep compiles its program
 AGREEMENT = 1e-4
 
 
@@ -116,7 +117,7 @@ def _traces(model: models.Model) -> int:
 def runs(effort: measure.Effort) -> Dimension:
     """`sweep` from the call to the result, its compilation included."""
     model = small()
-    numbers = RUNS[:2] if effort.tiny else RUNS
+    numbers = TINY_RUNS if effort.tiny else RUNS
 
     def fn(key, h):
         params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), dict(model.params))
@@ -138,7 +139,7 @@ def runs(effort: measure.Effort) -> Dimension:
     if few["loss"].tobytes() != many["loss"][: numbers[0]].tobytes():
         raise measure.IncorrectError("runs: a run depends on how many there are beside it")
     programs = {("sweep", n): functools.partial(call, n) for n in numbers}
-    rounds = min(effort.rounds, ROUNDS)
+    rounds = min(effort.rounds, SWEEP_ROUNDS)
     costs = measure.interleave(programs, unit=("sweep", numbers[0]), rounds=rounds) if rounds else {}
     curve = timed("sweep", numbers, costs, beyond=(1e4, FAR_RUNS))
     result = float(sum(many[path].nbytes for path in many.leaves) / numbers[1])

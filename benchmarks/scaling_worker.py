@@ -1,6 +1,6 @@
-"""One process of the processes that `scaling_machines.processes` starts: a sweep of two lengths, timed; prints JSON.
+"""One process of the processes that `scaling_machines.processes` starts: a sweep, timed; prints JSON.
 
-python benchmarks/scaling_worker.py ADDRESS NUM_PROCESSES PROCESS_ID SHORT LONG REPEATS
+python benchmarks/scaling_worker.py ADDRESS NUM_PROCESSES PROCESS_ID NUM_RUNS REPEATS
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -31,8 +32,18 @@ def some_run(key: jax.Array, h: float) -> jax.Array:
     return loss(jax.lax.fori_loop(0, STEPS, step, jax.random.normal(b, (64,))))
 
 
-def timed_sweep(num_runs: int, num_devices: int | None = None) -> tuple[float, str]:
-    """Seconds of the whole sweep, its compilation included, and a hash of its results."""
+class Times(NamedTuple):
+    """Of a sweep: wall seconds from call to result, wall and CPU seconds of a run once all is compiled; its results."""
+
+    whole: float
+    wall: float
+    cpu: float
+    digest: str
+
+
+def timed_sweep(num_runs: int, num_devices: int | None = None) -> Times:
+    """A sweep of several calls; a run's seconds are what lies between the end of the first call and the last."""
+    ends: list[tuple[int, float, float]] = []
     start = time.perf_counter()
     runs = ir.sweep(
         some_run,
@@ -40,22 +51,21 @@ def timed_sweep(num_runs: int, num_devices: int | None = None) -> tuple[float, s
         key=jax.random.key(0),
         width=WIDTH,
         mesh=sweep_mesh(num_devices),
+        report=lambda progress: ends.append((progress.done, time.perf_counter(), time.process_time())),
     )
-    return time.perf_counter() - start, hashlib.sha256(runs["value"].tobytes()).hexdigest()
+    whole = time.perf_counter() - start
+    first, last = next(end for end in ends if end[0]), ends[-1]
+    wall, cpu = ((b - a) / (last[0] - first[0]) for a, b in zip(first[1:], last[1:], strict=True))
+    return Times(whole, wall, cpu, hashlib.sha256(runs["value"].tobytes()).hexdigest())
 
 
-def main(address: str, num_processes: str, process_id: str, short: str, long: str, repeats: str) -> None:
+def main(address: str, num_processes: str, process_id: str, num_runs: str, repeats: str) -> None:
     """The command line."""
     if int(num_processes) > 1:
         jax.distributed.initialize(address, int(num_processes), int(process_id))
-    found: dict[str, list[float]] = {short: [], long: []}
-    hashes = {}
-    for _ in range(int(repeats)):
-        for n in (short, long):
-            seconds, hashes[n] = timed_sweep(int(n))
-            found[n].append(seconds)
+    found = [timed_sweep(int(num_runs))._asdict() for _ in range(int(repeats))]
     if int(process_id) == 0:
-        print(json.dumps({"seconds": found, "hashes": hashes}), flush=True)
+        print(json.dumps(found), flush=True)
     if int(num_processes) > 1:
         jax.distributed.shutdown()
 

@@ -114,10 +114,13 @@ def test_the_page_gets_what_the_file_holds(benchmark, model):
     curve = model.Series("step", "cpu s", (1e3, 1e4), (1e-3, 2e-3), model.linear((1e3, 1e4), (1e-3, 2e-3)), (1e8,))
     data = {"parameters": model.as_data(model.Dimension("P", "parameters", (curve,), ()))}
     where = {"device": "cpu", "cores": 2, "load": None, "commit": "abc", "jax": "0.10"}
-    every = {"descent": {"data": {}, "environment": where}, "scaling-kernels": {"data": data, "environment": where}}
+    every = {
+        "descent": {"data": {}, "environment": {**where, "commit": "def"}, "seconds": 9},
+        "scaling-kernels": {"data": data, "environment": where, "seconds": 3},
+    }
     record = json.loads(json.dumps({"device": "a processor", "benchmarks": every}))
     text = pages.scaling(record)
-    assert text.startswith("a processor, 2 cores, jax 0.10, commit abc.\n\nP\n\n| parameters")
+    assert text.startswith("a processor, 2 cores, jax 0.10, commit abc, 3 s in all.\n\nP\n\n| parameters")
     assert "| step, cpu s | 1 ms | 2 ms | (11.1 s) | 0.000889 + 1.11e-07 x; from 1000 on" in text
     page = pages.replaced(pages.SCALE.read_text(), "scaling", text)
     assert page.count(text) == 1
