@@ -167,8 +167,8 @@ def say_if_busy() -> None:
 def measure_all(names: Sequence[str], options: argparse.Namespace) -> tuple[dict[str, Any], pathlib.Path | None]:
     """Runs benchmarks one after the other, each alone on the machine, and writes the results of each when it ends.
 
-    Two at a time, on a core of their own each, would be done in two thirds of the time, but share caches and the
-    memory's bandwidth, which is what several of them measure.
+    Two at a time, on a core of their own each, would be done sooner, but share caches and the memory's bandwidth, which
+    passes over large parameters wait for.
 
     Returns:
       What `spawn` says of each, and the file; None where nothing was measured.
