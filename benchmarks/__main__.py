@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -238,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.names or list(catalog.BENCHMARKS)
     if not options.check:
         say_if_busy()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever stops this process stops its benchmark
     try:
         found, path = measure_all(names, options)
     except KeyboardInterrupt:

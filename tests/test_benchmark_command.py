@@ -210,18 +210,24 @@ BENCHMARKS = {
     "wrong": Entry("fake", "a wrong one", ("wrong",)),
     "broken": Entry("fake", "a broken one", ("broken",)),
     "interrupted": Entry("fake", "one that is interrupted", ("interrupted",)),
+    "stopped": Entry("fake", "one whose parent is told to stop", ("stopped",)),
     "endless": Entry("fake", "no number", ("endless",)),
     "alone": Entry("fake", "without its peer", ("alone",)),
 }
 """
 FAKE = """
 import os
+import signal
+import time
 import measure
 def run(effort, how):
     if how == "wrong":
         raise measure.IncorrectError("the step is off by 1.0")
     if how == "interrupted":
         raise KeyboardInterrupt
+    if how == "stopped":
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(600)
     if how == "alone":
         assert measure.peer("no_such_library") is None
         assert measure.peer("needs_another") is None
@@ -313,6 +319,8 @@ def test_what_was_finished_before_an_interruption_stays(command, tmp_path):
     assert (done.returncode, "(not compared: no_such_library is missing; " in done.stderr) == (0, True)
     assert "Not compared: no_such_library is missing (alone); needs_another cannot be imported" in done.stdout
     assert list(json.loads(path.read_text())["benchmarks"]) == ["good", "alone"]
+    done = command("stopped", "--check")
+    assert (done.returncode, "What is left: python benchmarks stopped --check\n" in done.stdout) == (130, True)
     path.write_text("[]")
     done = command("good", "--rounds", "1", "--out", "kept")
     assert (done.returncode, "holds no results" in done.stderr, path.read_text()) == (2, True, "[]")
