@@ -29,7 +29,7 @@ def _normal(rng: np.random.Generator, *shape: int, fan_in: int = 1) -> jax.Array
     return jnp.asarray(rng.standard_normal(shape) / np.sqrt(fan_in), jnp.float32)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))
 
 
@@ -38,7 +38,7 @@ def _mlp_loss(params, batch):
     *hidden, last = range(len(params) // 2)
     for k in hidden:
         x = jnp.tanh(x @ params[f"w{k}"] + params[f"b{k}"])
-    return _cross_entropy(x @ params[f"w{last}"] + params[f"b{last}"], labels)
+    return cross_entropy(x @ params[f"w{last}"] + params[f"b{last}"], labels)
 
 
 def mlp(sizes: tuple[int, ...] = (784, 512, 512, 10), batch: int = 128) -> Model:
@@ -52,11 +52,11 @@ def mlp(sizes: tuple[int, ...] = (784, 512, 512, 10), batch: int = 128) -> Model
     return Model(f"MLP {'-'.join(map(str, sizes))}, batch {batch}", params, _mlp_loss, data)
 
 
-def _convolve(x, w):
+def convolve(x, w):
     return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _convolve_patches(x, w):
+def convolve_patches(x, w):
     """The same for an odd square window, as one product with the patches of the image."""
     n, height, width, channels = x.shape
     size = w.shape[0]
@@ -66,14 +66,18 @@ def _convolve_patches(x, w):
     return (patches.reshape(-1, size**2 * channels) @ w.reshape(size**2 * channels, -1)).reshape(n, height, width, -1)
 
 
+def pooled(x):
+    x = jax.nn.relu(x)
+    n, height, width, channels = x.shape
+    return jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
 def _conv_loss(by_patches, params, batch):
     x, labels = batch
     for k in range(len(params) // 2 - 1):
-        convolve = _convolve_patches if k < by_patches else _convolve
-        x = jax.nn.relu(convolve(x, params[f"w{k}"]) + params[f"b{k}"])
-        n, height, width, channels = x.shape
-        x = jnp.mean(x.reshape(n, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
-    return _cross_entropy(x.reshape(x.shape[0], -1) @ params["w"] + params["b"], labels)
+        layer = convolve_patches if k < by_patches else convolve
+        x = pooled(layer(x, params[f"w{k}"]) + params[f"b{k}"])
+    return cross_entropy(x.reshape(x.shape[0], -1) @ params["w"] + params["b"], labels)
 
 
 def conv(
@@ -97,24 +101,37 @@ def conv(
     return Model(title, params, functools.partial(_conv_loss, by_patches), data)
 
 
-def _normalize(x, gain):
+def normalize(x, gain):
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return gain * x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5)
 
 
+def scores(length, heads, q, k):
+    q, k = (x.reshape(-1, length, heads, x.shape[-1] // heads) for x in (q, k))
+    return jnp.einsum("nqhd,nkhd->nhqk", q, k) / np.sqrt(q.shape[-1]).item()
+
+
+def causal_softmax(x):
+    length = x.shape[-1]
+    return jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((length, length), bool)), x, -1e9))
+
+
+def attend(weights, v):
+    n, heads, length, _ = weights.shape
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, v.reshape(n, length, heads, -1)).reshape(v.shape)
+
+
 def _transformer_loss(heads, params, batch):
     tokens, following = batch
-    x = params["embedding"][tokens] + params["position"]
-    n, length, width = x.shape
-    q, k, v = (
-        (_normalize(x, params["gain0"]) @ params[name]).reshape(n, length, heads, width // heads) for name in "qkv"
-    )
-    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / np.sqrt(width // heads).item()
-    scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -1e9)
-    attended = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), v).reshape(n, length, width)
-    x = x + attended @ params["o"]
-    x = x + jax.nn.gelu(_normalize(x, params["gain1"]) @ params["up"]) @ params["down"]
-    return _cross_entropy(_normalize(x, params["gain2"]) @ params["head"], following)
+    length = tokens.shape[-1]
+    # One row per token: where a product contracts two axes, as the gradient of a weight then would, XLA copies factors
+    # into the transposed layout on a CPU, and a whole step takes a third longer.
+    x = (params["embedding"][tokens] + params["position"]).reshape(tokens.size, -1)
+    before = normalize(x, params["gain0"])
+    q, k, v = (before @ params[name] for name in "qkv")
+    x = x + attend(causal_softmax(scores(length, heads, q, k)), v) @ params["o"]
+    x = x + jax.nn.gelu(normalize(x, params["gain1"]) @ params["up"]) @ params["down"]
+    return cross_entropy(normalize(x, params["gain2"]) @ params["head"], following.reshape(-1))
 
 
 def transformer(width: int = 128, heads: int = 4, length: int = 32, vocabulary: int = 256, batch: int = 16) -> Model:

@@ -10,7 +10,7 @@ the fused one is no faster at these sizes, and has no second derivative.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import models
@@ -45,32 +45,53 @@ def _mlp_loss(params: Params, batch: Any) -> torch.Tensor:
     return F.cross_entropy(F.linear(x, params[f"w{last}"], params[f"b{last}"]), labels)
 
 
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(F.relu(x), 2)
+
+
 def _conv_loss(params: Params, batch: Any) -> torch.Tensor:
     x, labels = batch
     for k in range(len(params) // 2 - 1):
-        x = F.relu(F.conv2d(x, params[f"w{k}"], params[f"b{k}"], padding=1))
-        x = F.avg_pool2d(x, 2)
+        x = pooled(F.conv2d(x, params[f"w{k}"], params[f"b{k}"], padding=1))
     features = x.permute(0, 2, 3, 1).flatten(1)  # a view, of channels that are last in memory
     return F.cross_entropy(F.linear(features, params["w"], params["b"]), labels)
 
 
+def normalize(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, gain.shape, gain)
+
+
+def _by_head(length: int, heads: int, x: torch.Tensor) -> torch.Tensor:
+    return x.view(-1, length, heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+def scores(length: int, heads: int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    q, k = (_by_head(length, heads, x) for x in (q, k))
+    return q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+
+
+def causal_softmax(x: torch.Tensor) -> torch.Tensor:
+    future = torch.ones(x.shape[-2:], dtype=torch.bool).triu(1)
+    return torch.softmax(x.masked_fill(future, -1e9), -1)
+
+
+def attend(weights: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    _, heads, length, _ = weights.shape
+    return (weights @ _by_head(length, heads, v)).transpose(1, 2).reshape(v.shape)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 def _transformer_loss(heads: int, params: Params, batch: Any) -> torch.Tensor:
     tokens, following = batch
-    x = F.embedding(tokens, params["embedding"]) + params["position"]
-    n, length, width = x.shape
-
-    def normalized(x, k):
-        return F.layer_norm(x, (width,), params[f"gain{k}"])
-
-    before = normalized(x, 0)
-    q, k, v = (F.linear(before, params[name]).view(n, length, heads, -1).transpose(1, 2) for name in "qkv")
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(future, -1e9)
-    attended = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(n, length, width)
-    x = x + F.linear(attended, params["o"])
-    x = x + F.linear(F.gelu(F.linear(normalized(x, 1), params["up"]), approximate="tanh"), params["down"])
-    logits = F.linear(normalized(x, 2), params["head"])
-    return F.cross_entropy(logits.flatten(0, 1), following.flatten())
+    x = (F.embedding(tokens, params["embedding"]) + params["position"]).flatten(0, 1)
+    before = normalize(x, params["gain0"])
+    q, k, v = (F.linear(before, params[name]) for name in "qkv")
+    x = x + F.linear(attend(causal_softmax(scores(tokens.shape[-1], heads, q, k)), v), params["o"])
+    x = x + F.linear(gelu(F.linear(normalize(x, params["gain1"]), params["up"])), params["down"])
+    return F.cross_entropy(F.linear(normalize(x, params["gain2"]), params["head"]), following.flatten())
 
 
 def _there(name: str, x: np.ndarray) -> np.ndarray:
@@ -128,12 +149,6 @@ def program(
         lambda: step(params, batch),
         lambda: {key: _back(key, (value - start[key]).numpy()) for key, value in params.items()},
     )
-
-
-def products(factors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Callable[[], list]:
-    """`x w`, `y w'` and `x' y` for every `(x, w, y)`, with the weights as the models have them."""
-    tensors = [tuple(_tensor(a, torch.float32) for a in (x, w.T, y)) for x, w, y in factors]
-    return lambda: [(x @ w.T, y @ w, y.T @ x) for x, w, y in tensors]
 
 
 def tape_gradient(loss: Loss, params: Params) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -6,7 +6,8 @@ what is timed meets it in float32; a compiled route that does not is named in it
 methods of the table on `optax.sgd`, whose steps `step_cost` holds against the published formulas.
 
 A row is the time of PyTorch over ours: above 1 ours is faster. XLA's CPU convolution is slow where the image has one
-channel; the same layer as a product with patches is not, and PyTorch is compared with both.
+channel; the same layer as a product with patches is not, and PyTorch is compared with both. The last rows are the parts
+of a gradient descent step alone (`torch_parts`): which of them PyTorch, at its best, is ahead in, and by how much.
 """
 
 from __future__ import annotations
@@ -135,26 +136,38 @@ def compiled(make: Callable, expected: np.ndarray, tiny: bool) -> tuple[Callable
     return program.run, ""
 
 
-def product_row(model: models.Model, rounds: int, clock: str) -> measure.Row:
-    """The matrix products of one gradient alone: what no way to write the step can change."""
-    torch_models, rng = importlib.import_module("torch_models"), np.random.default_rng(0)
-    rows = model.batch[1].size
-    shapes = [w.shape for name, w in model.params.items() if w.ndim == 2 and name not in torch_models.TABLES]
-    factors = [
-        tuple(rng.standard_normal(shape).astype(np.float32) for shape in ((rows, m), (m, n), (rows, n)))
-        for m, n in shapes
-    ]
-    ours = measure.build(lambda xs: [(x @ w, y @ w.T, x.T @ y) for x, w, y in xs], jax.tree.map(jnp.asarray, factors))
-    theirs = torch_models.products(factors)
-    for found, other in zip(ours(), theirs(), strict=True):
-        if not np.allclose(found[2], other[2].numpy().T, atol=1e-4 * rows):
-            raise measure.IncorrectError("the matrix products are not the same")
-    row = measure.Row("matrix products of a gradient alone, eager", None, "ours", clock)
-    if rounds == 0:
-        return row
-    programs = {"ours": ours, "theirs": theirs}
-    cost = measure.interleave(programs, unit="ours", rounds=rounds, seconds_per_sample=SECONDS_PER_SAMPLE)["theirs"]
-    return row._replace(value=getattr(cost, clock), spread=getattr(cost, f"{clock}_quartiles"))
+def part_rows(
+    name: str, model: models.Model, steps: Mapping[str, Callable], effort: measure.Effort, clock: str
+) -> tuple[list[measure.Row], dict[str, Any]]:
+    """The parts of a step of gradient descent, each alone: PyTorch's over ours, and how far they add up.
+
+    `steps` are the whole ones: "ours", and "compiled" or, where that does not work, "eager".
+    """
+    torch_parts = importlib.import_module("torch_parts")
+    _, how = steps
+    options = {"traceable": True, "backend": None if effort.tiny else "inductor"} if how == "compiled" else {}
+    rows, data, shares = [], {}, {"ours": [], how: []}
+    for title, part in torch_parts.parts(name, model, LEARNING_RATE).items():
+        programs = {"ours": torch_parts.ours(part), how: torch_parts.theirs(part, **options)}
+        if not (error := torch_parts.error(part, programs["ours"](), programs[how]())) <= torch_parts.TOLERANCE:
+            raise measure.IncorrectError(f"on {model.title}: {title} in PyTorch is {error:.1e} from ours")
+        row = measure.Row(f"parts of gd: {title}, {how}", None, "ours", clock)
+        if effort.rounds:
+            group = programs | {f"step, {who}": step for who, step in steps.items()}
+            costs = measure.interleave(group, unit="ours", rounds=effort.rounds, seconds_per_sample=SECONDS_PER_SAMPLE)
+            data[title] = {who: cost._asdict() for who, cost in costs.items()}
+            time = {who: getattr(cost, clock) for who, cost in costs.items()}
+            note = f"{time['ours'] / time['step, ours']:.2f} of our step; PyTorch's is "
+            note += f"{time[how] / time['step, ours']:.2f} of the same"
+            row = row._replace(value=time[how], spread=getattr(costs[how], f"{clock}_quartiles"), note=note)
+            if torch_parts.PATCHES not in title:
+                for who, share in shares.items():
+                    share.append(time[who] / time[f"step, {who}"])
+        rows.append(row)
+    for who, share in shares.items():
+        value = sum(share) if effort.rounds else None
+        rows.append(measure.Row(f"parts of gd: sum, {who}", value, f"the whole step, {who}", clock))
+    return rows, data
 
 
 def cores() -> int:
@@ -208,9 +221,10 @@ def _compare(effort: measure.Effort, name: str) -> measure.Report:
     expected = displacements(model)
     theirs, notes = _peers(effort, name, model, expected)
     clock = "cpu" if cores() == 1 else "wall"
-    rows, data = [], {}
+    rows, data, ours = [], {}, {}
     for how, way in WAYS[name].items():
         built = our_programs(make(**way.options), expected, way) if effort.rounds else {}
+        ours[how] = built.get("gd")
         data[how] = {}
         for method in way.methods:
             variants = theirs[method]
@@ -234,9 +248,10 @@ def _compare(effort: measure.Effort, name: str) -> measure.Report:
                         value=getattr(costs[variant], clock), spread=getattr(costs[variant], f"{clock}_quartiles")
                     )
                 rows.append(row)
-    if name != "conv":
-        rows.append(product_row(model, effort.rounds, clock))
-    return measure.Report(tuple(rows), _details(data, clock), data)
+    how = "eager" if theirs["gd"]["compiled"] is None else "compiled"
+    steps = {"ours": ours["ours"], how: theirs["gd"][how]}
+    found, data["parts of gd"] = part_rows(name, model, steps, effort, clock)
+    return measure.Report((*rows, *found), _details(data, clock), data)
 
 
 def _details(data: Mapping[str, Mapping[str, Mapping[str, Any]]], clock: str) -> str:

@@ -1,9 +1,12 @@
 """PyTorch makes the same steps as we do, what is wrong or refused there is not timed, and its absence is reported."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
+
+PARTS_LAST = ("all else, compiled", "sum, ours", "sum, compiled")
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,11 @@ def measure(benchmark):
 def torch_models(benchmark):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     return benchmark("torch_models")
+
+
+@pytest.fixture(scope="module")
+def torch_parts(benchmark, torch_models):
+    return benchmark("torch_parts")
 
 
 @pytest.fixture
@@ -60,26 +68,78 @@ def few(steps, torch_models, monkeypatch):
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
 def test_every_route_makes_our_step(steps, measure, torch_models, few, name):
     if name != "mlp":
-        few("gradient-penalty")
+        few("gd", "gradient-penalty")
     rows = steps.run(measure.Effort(0, True), name).rows
     routes = [f"{m}, {r}" if r else m for m, routes in torch_models.ROUTES.items() for r in routes]
     assert {f"{route}, {how}" for route in routes for how in ("eager", "compiled")} <= {row.work for row in rows}
     assert len({row.work for row in rows}) == len(rows)
     assert all(row.value is None and row.note == "" for row in rows)
-    assert {row.target for row in rows if "alone" not in row.work} == {None if name == "conv" else 1.0}
-    assert ("matrix products of a gradient alone, eager" in {row.work for row in rows}) == (name != "conv")
+    parts = [row for row in rows if row.work.startswith("parts of gd: ")]
+    assert [row.work for row in parts[-3:]] == [f"parts of gd: {what}" for what in PARTS_LAST]
+    assert {row.target for row in parts} == {None}
+    assert {row.target for row in rows if row not in parts} == {None if name == "conv" else 1.0}
 
 
 def test_times_are_ratios_to_our_step_of_the_same_method(steps, measure, few, monkeypatch):
     monkeypatch.setattr(steps, "SECONDS_PER_SAMPLE", 0.001)
     few("gd")
     report = steps.run(measure.Effort(2, True), "conv")
-    assert {row.unit for row in report.rows} == {"our step", "our step, first layer by patches"}
-    for row in report.rows:
+    *parts, ours, theirs = [row for row in report.rows if row.work.startswith("parts of gd: ")]
+    whole = [row for row in report.rows if row not in (*parts, ours, theirs)]
+    assert {row.unit for row in whole} == {"our step", "our step, first layer by patches"}
+    for row in (*whole, *parts):
         assert row.value > 0
         assert row.spread is not None
+    found = report.data["parts of gd"]
+    for row, (title, costs) in zip(parts, found.items(), strict=True):
+        assert (row.work, row.unit) == (f"parts of gd: {title}, compiled", "ours")
+        assert row.value == costs["compiled"][row.clock]
+        share, other = (costs[how][row.clock] / costs["step, ours"][row.clock] for how in ("ours", "compiled"))
+        assert row.note == f"{share:.2f} of our step; PyTorch's is {other:.2f} of the same"
+    for row, how in ((ours, "ours"), (theirs, "compiled")):
+        assert (row.work, row.unit) == (f"parts of gd: sum, {how}", f"the whole step, {how}")
+        shares = {
+            title: costs[how][row.clock] / costs[f"step, {how}"][row.clock]
+            for title, costs in found.items()
+            if title != "convolution 1, by patches"
+        }
+        assert len(shares) == len(found) - 1 == 3
+        assert row.value == pytest.approx(sum(shares.values()))
     assert report.data["ours"]["gd"]["ours"]["wall"] == 1.0
-    assert "| gd   | compiled " in report.details
+    assert re.search(r"\| gd +\| compiled +\|", report.details)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
+def test_the_parts_are_what_a_step_computes(benchmark, steps, measure, torch_parts, name):
+    model = benchmark("models").TINY[name]()
+    init, step = steps.our_step("gd")
+    whole = measure.build(functools.partial(step, model.loss), dict(model.params), init(model.params), model.batch)
+    found = torch_parts.parts(name, model, steps.LEARNING_RATE)
+    flops = {title: torch_parts.ours(part).flops for title, part in found.items() if torch_parts.PATCHES not in title}
+    # What is not in any part: residual connections, and the sums of gradients that arrive by several ways.
+    assert 0.95 < sum(flops.values()) / whole.flops < 1.02
+    assert min(flops.values()) > 0.03 * whole.flops
+
+
+def test_a_wrong_part_stops_the_benchmark(benchmark, steps, measure, torch_models, monkeypatch):
+    right = torch_models.causal_softmax
+    monkeypatch.setattr(torch_models, "causal_softmax", lambda x: right(1.001 * x))
+    model = benchmark("models").TINY["transformer"]()
+    with pytest.raises(measure.IncorrectError, match="all else in PyTorch is"):
+        steps.part_rows("transformer", model, {"ours": None, "compiled": None}, measure.Effort(0, True), "cpu")
+
+
+def test_arrays_of_a_part_are_compared_in_our_layouts(benchmark, torch_parts):
+    part = torch_parts.parts("mlp", benchmark("models").TINY["mlp"](), 0.1)["dense layers"]
+    expected, found = torch_parts.ours(part)(), torch_parts.theirs(part)()
+    assert [len(values) for values in found] == [3, 4, 4, 4][: len(part)]  # the data needs no gradient
+    assert torch_parts.error(part, expected, found) < torch_parts.TOLERANCE
+    value, (rows, weight, bias) = found[1][0], found[1][1:]
+    assert weight.shape == (16, 16)
+    turned = [found[0], (value, rows, weight.T, bias), *found[2:]]
+    assert torch_parts.error(part, expected, turned) > 0.1
+    scaled = [found[0], (value, 1.01 * rows, weight, bias), *found[2:]]
+    assert torch_parts.error(part, expected, scaled) == pytest.approx(0.01, rel=1e-2)
 
 
 def test_a_wrong_eager_step_stops_the_benchmark(steps, measure, torch_models, make):
