@@ -30,6 +30,7 @@ BENCHMARKS: Mapping[str, Entry] = {
     "steps-transformer": Entry("step_cost", "one training step, a transformer block", ("transformer",), cores=1),
     "fields": Entry("fields", "fields of modified equations"),
     "descent": Entry("descent", "many steps in one program", cores=1),
+    "loops": Entry("conv_loops", "steps of a convolution network in loops", cores=1),
     "integration": Entry("integration", "flows, at equal error", cores=1),
     "eigenvalues": Entry("eigenvalues", "the largest eigenvalues of the Hessian, at equal error", cores=1),
     "sweeps": Entry("sweeps", "256 small runs", cores=1),

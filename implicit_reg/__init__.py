@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "canonical_convolutions": "_convolutions",
     "flooding": "transforms",
     "flooded_fraction": "transforms",
     "add_gradient_penalty": "transforms",

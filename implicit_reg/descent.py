@@ -16,6 +16,7 @@ import optax
 from jaxtyping import PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Batches, Integer, Loss, Method, Observe, Params, Scalar
 from implicit_reg.trajectory import Trajectory, record_times
 
@@ -321,7 +322,8 @@ def _run(method, loss_fn, observe, num_records, every, params, h, batches, state
     records = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_records + 1, *leaf.shape)), look(params))
     if num_records == 0:
         return records
-    return jax.lax.fori_loop(0, num_records, record, (start, records))[1]
+    loop = canonical_convolutions(lambda *start: jax.lax.fori_loop(0, num_records, record, start)[1])
+    return loop(start, records)
 
 
 _jitted_run = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))(_run)

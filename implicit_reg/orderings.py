@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Integer, Key, Loss, Method, Params, Scalar
 from implicit_reg.descent import optimizer_step
 
@@ -284,6 +285,7 @@ def _mean(method, loss_fn, num_slots, exact, params, h, visits, batches, counted
         _checks.check_loss_value("mean_epoch", "loss_fn(params, k)", value)
         return value
 
+    @canonical_convolutions
     def step(x, state, k):
         return optimizer_step(transformation, checked_loss, x, state, (k,))
 

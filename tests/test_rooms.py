@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "implicit_reg"
 
 # Floors from the ground up; within a floor a room may see those to its left.
 FLOORS = (
-    ("_types", "_callables", "_checks", "_files", "_tree", "_products"),
+    ("_types", "_callables", "_checks", "_files", "_tree", "_products", "_convolutions"),
     ("derivatives", "trajectory", "bseries"),
     ("problems", "losses", "transforms", "methods", "curvature"),
     ("descent", "flows"),

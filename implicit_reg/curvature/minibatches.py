@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Data, Integer, Loss, Params
 
 
@@ -51,6 +52,7 @@ def _mean_value_and_gradient(loss_fn, batch_size, params, data):
 
 def mean_over_batches(fn: Callable[..., PyTree], data: tuple, batch_size: int | None) -> PyTree:
     """The mean over the examples of what `fn(*batch)` gives as the mean over its batch; the last one may be smaller."""
+    fn = canonical_convolutions(fn)  # it stands in a loop here, or in one of those who call
     leaves = jax.tree.leaves(data)
     if batch_size is None or not leaves or batch_size >= leaves[0].shape[0]:
         return fn(*data)

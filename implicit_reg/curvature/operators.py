@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Data, Integer, Loss, Params
 from implicit_reg.curvature.minibatches import checked_arguments, mean_over_batches
 
@@ -74,7 +75,7 @@ class Operator:
 
     def repeated(self) -> Callable[[Array], Array]:
         """`v -> A v` for many vectors in one traced function: what does not depend on v is computed here, and once."""
-        return self.product.linearized(self.arguments) if self._linear else self.apply
+        return canonical_convolutions(self.product.linearized(self.arguments)) if self._linear else self.apply
 
     @property
     def _linear(self) -> bool:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg.experiments.axes import SEED, Runs
 from implicit_reg.experiments.results import named_leaves
 
@@ -79,7 +80,7 @@ class Lanes:
             return {path: _array(leaf) for path, leaf in named_leaves(fn(own, **constants, **operands)).items()}
 
         self._lane = lane
-        self._program = jax.jit(jax.vmap(lane, in_axes=(None, 0, 0)))
+        self._program = jax.jit(jax.vmap(canonical_convolutions(lane), in_axes=(None, 0, 0)))
 
     @property
     def num_blocks(self) -> int:

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from implicit_reg import _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Integer, Loss, Params
 from implicit_reg.descent import optimizer_step
 
@@ -106,7 +107,9 @@ def run_steps(
         return carry, look(carry)
 
     start = (params, transformation.init(params), jnp.int32(-1))
-    (params, state, bad), observed = jax.lax.scan(record, start, jnp.arange(num_steps // every + 1, dtype=jnp.int32))
+    records = jnp.arange(num_steps // every + 1, dtype=jnp.int32)
+    loop = canonical_convolutions(lambda start: jax.lax.scan(record, start, records))
+    (params, state, bad), observed = loop(start)
     return Steps(params, state, observed, bad)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Data, Integer, Loss, Params
 from implicit_reg.curvature.lanczos import extreme_eigenvalues
 from implicit_reg.curvature.operators import flatten, hessian_operator
@@ -167,7 +168,8 @@ class Monitor:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
         wide = _tree.widest_dtype(params)
         start = (jnp.zeros((), wide), *zeros, jnp.zeros((), wide))
-        (_, value, gradient, spread), _ = jax.lax.scan(one, start, batches)
+        loop = canonical_convolutions(lambda start, batches: jax.lax.scan(one, start, batches)[0])
+        _, value, gradient, spread = loop(start, batches)
         return value, gradient, spread / m
 
 

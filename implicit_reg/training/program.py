@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from implicit_reg import _checks, transforms
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg.problems import Dataset
 from implicit_reg.training import metrics
 
@@ -204,7 +205,8 @@ class Program:
             return select(active, new, carry), jnp.where(active, value, jnp.nan)
 
         carry = (state.step, state.finite, state.params, state.stats, state.optimizer_state)
-        (count, finite, params, stats, optimizer_state), values = jax.lax.scan(step, carry, order)
+        steps = canonical_convolutions(lambda carry, order: jax.lax.scan(step, carry, order))
+        (count, finite, params, stats, optimizer_state), values = steps(carry, order)
         loss, value = self.evaluate(params, stats, data.x_validation, data.y_validation)
         finite = finite & jnp.isfinite(loss)
         epoch = state.epoch + 1

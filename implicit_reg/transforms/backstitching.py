@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from implicit_reg import _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Integer, Params, Scalar
 from implicit_reg.transforms import _inputs
 
@@ -55,7 +56,7 @@ def backstitch(
       (same minibatch, same dropout masks; `nnx_value_fn` makes it for flax). The base gets the same extra arguments,
       and `value` and `grad` of the moved parameters in the second half-step. Its updates are the whole way `x' - x`.
       Leaves keep their dtypes. Where `interval` is not 1 the second gradient is inside `lax.cond`; under `vmap` both
-      branches run, and XLA's CPU back end gives convolutions in there no fast layout: they cost ten times as much.
+      branches run. A loop of your own around it, if a network has convolutions: `implicit_reg.canonical_convolutions`.
 
     Raises:
       TypeError, ValueError: where a number is out of range or the base is not a transformation; in `init`, for an
@@ -109,7 +110,7 @@ def backstitch(
             total, kept = stitched()
         else:
             turn = state.steps % interval == offset % interval
-            total, kept = jax.lax.cond(turn, stitched, lambda: (back, plain_state))
+            total, kept = jax.lax.cond(turn, canonical_convolutions(stitched), lambda: (back, plain_state))
         return total, BackstitchState(optax.safe_increment(state.steps), kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
