@@ -73,9 +73,13 @@ def keep_programs(folder: pathlib.Path | None, environment: MutableMapping[str, 
     environment["JAX_COMPILATION_CACHE_DIR"] = str(place)
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    # An entry that cannot be read is compiled again, which is all that there is to say.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache", module="jax")
+    ignore_damage()
     return None
+
+
+def ignore_damage() -> None:
+    """An entry that cannot be read is compiled again, which is all that there is to say."""
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache", module="jax")
 
 
 def _check_mine(folder: pathlib.Path, *, strict: bool) -> None:

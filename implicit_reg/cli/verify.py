@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from implicit_reg.cli import _common, _verify_table
+from implicit_reg.cli import _cache, _common, _verify_table, _workers
 
 TRAJECTORIES = ("gd", "gradient-penalty", "backstitch", "alternating", "sam")  # those of which a picture is drawn
-WORKERS = 2
+THREADS = 2  # of one process: compilation is outside of Python's lock
+LONGEST = ("adam", "adamw", "nadam", "rmsprop", "gd", "flooding-level-set")  # as measured, in seconds; others are alike
 
 
 class Job(NamedTuple):
@@ -60,31 +63,82 @@ class Verify(_common.Options):
     """The fixed time, in units of the step, at which errors are compared, instead of each statement's own."""
     seed: int = 0
     """Of what is random in a loss: the split of the data and the start."""
+    jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Processes, at most one for each prediction; they change the time and no number. Default: 2 where there are two
+    cores, and 1 on a GPU, whose memory one process takes."""
 
     def run(self) -> int:
         """Checks, prints, writes; the exit code is the verdict."""
         if self.listing:
             return self._list()
         started = time.monotonic()
-        with _common.user_input():
-            jobs, skipped = self._prepare()
+        if self.jobs is not None and self.jobs < 1:
+            raise _common.UsageError(f"--jobs must be at least 1, got {self.jobs}")
+        if "jax" not in sys.modules:
+            # A program at work in a thread of JAX's is waited for here: that only costs the change of threads.
+            os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+        with contextlib.ExitStack() as stack:
+            wanted, workers = self._num_processes(), []
+
+            def hire(number: int) -> None:
+                while len(workers) < number:
+                    worker = _workers.Worker(_SERVE, self._settings())
+                    workers.append(stack.enter_context(contextlib.closing(worker)))
+
+            hire(min(1, wanted - 1))  # begins to import while this process does
+            with _common.user_input():
+                jobs, skipped = self._prepare()
+            if self.jobs is None and not _on_cpu():
+                wanted = 1  # one process takes all of the memory; the other has touched no device yet
+            hire(min(wanted, len(jobs)) - 1)
+            try:
+                return self._run(started, jobs, skipped, workers[: wanted - 1])
+            except _workers.WorkerError as error:
+                if self.debug and error.trace:
+                    print(error.trace, end="", file=sys.stderr)
+                print(error, file=sys.stderr)
+                return error.code
+
+    def _run(self, started: float, jobs: list[Job], skipped: list, workers: list[_workers.Worker]) -> int:
         folder = _common.new_folder(self.out, "verify")
         record = {
             "format": "implicit_reg.verify",
             "version": 2,
             "preset": self.preset,
-            "config": _common.configuration(self)
-            | {"dtype": "float64", "command": _common.command_line("verify", self)},
+            "config": self._configuration(),
             "environment": dict(_common.environment()),
             "skipped": skipped,
         }
         _common.write_atomic(folder / "config.json", _common.to_json(record))
         with _common.stop_at_once():
-            record |= self._measure(jobs)
+            record |= self._measure(jobs, workers)
         record["wall_seconds"] = round(time.monotonic() - started, 1)
         written = _write(folder, record)
         self._show(record, folder, written)
         return _EXIT_CODES[record["verdict"]]
+
+    def _configuration(self) -> dict[str, Any]:
+        """Without the number of processes, which decides no result."""
+        plain = dataclasses.replace(self, jobs=None)
+        settings = _common.configuration(plain) | {"dtype": "float64"}
+        del settings["jobs"]
+        return settings | {"command": _common.command_line("verify", plain)}
+
+    def _num_processes(self) -> int:
+        if self.method is not None or not sys.executable:
+            return 1
+        if self.jobs is not None:
+            wanted = self.jobs
+        elif "jax" in sys.modules:
+            return 1  # what this process has set in JAX holds for no other
+        else:
+            wanted = _workers.default_number()
+        return min(wanted, len(set(self.only)) or wanted)  # of all predictions the number is not known yet
+
+    def _settings(self) -> dict[str, Any]:
+        """What a worker has to know to make the same jobs."""
+        names = ("preset", "problem", "step_sizes", "time", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def _list(self) -> int:
         from implicit_reg import predictions
@@ -115,13 +169,7 @@ class Verify(_common.Options):
         if self.field is not None and self.method is None:
             raise ValueError("--field says what --method follows; give both")
         effort = predictions.Effort[self.preset.upper()]
-        loaded: dict[str, Any] = {}
-
-        def load(name: str) -> Any:
-            if name not in loaded:
-                loaded[name] = problems.load_problem(name, seed=self.seed, dtype="float64")
-            return loaded[name]
-
+        load = self._loader()
         with jax.enable_x64(True):
             if self.method is not None:
                 method = problems.load_attribute("verify", "--method", self.method)
@@ -134,24 +182,39 @@ class Verify(_common.Options):
                 return [Job(self.method, len(losses), run)], []
             rows = [predictions.find(name) for name in dict.fromkeys(self.only or predictions.ROWS)]
             jobs, skipped = [], []
-            options = {"step_sizes": self.step_sizes or None, "time": self.time}
             for row in rows:
-                losses = [load(name) for name in dict.fromkeys(self.problem or row.losses)]
+                job, applicable = self._job(row, load)
                 try:
-                    predictions.check_applicable(row, losses, effort, **options)
+                    applicable()
                 except (ValueError, TypeError) as error:
                     # Asked for by name it is the user's mistake; otherwise the others are still worth having.
                     if self.only or not self.problem or len(rows) == 1:
                         raise
                     skipped.append({"name": row.name, "reason": str(error)})
                     continue
-                run = functools.partial(predictions.check, row, losses, effort, **options)
-                jobs.append(Job(row.name, len(losses), lambda report, run=run: run(report=report)))
+                jobs.append(job)
         if not jobs:
             raise ValueError(f"nothing can be put to the test on {', '.join(self.problem)}: {skipped[0]['reason']}")
         return jobs, skipped
 
-    def _measure(self, jobs: list[Job]) -> dict[str, Any]:
+    def _loader(self) -> Callable[[str], Any]:
+        """Loads a loss once, so that what is known of it is found once."""
+        from implicit_reg import problems
+
+        return functools.cache(functools.partial(problems.load_problem, seed=self.seed, dtype="float64"))
+
+    def _job(self, row: Any, load: Callable[[str], Any]) -> tuple[Job, Callable[[], None]]:
+        """The job of a row, and what raises where it cannot be put to the test on these losses."""
+        from implicit_reg import predictions
+
+        losses = [load(name) for name in dict.fromkeys(self.problem or row.losses)]
+        effort = predictions.Effort[self.preset.upper()]
+        options = {"step_sizes": self.step_sizes or None, "time": self.time}
+        run = functools.partial(predictions.check, row, losses, effort, **options)
+        applicable = functools.partial(predictions.check_applicable, row, losses, effort, **options)
+        return Job(row.name, len(losses), lambda report: run(report=report)), applicable
+
+    def _measure(self, jobs: list[Job], workers: list[_workers.Worker]) -> dict[str, Any]:
         import jax
 
         from implicit_reg import predictions, problems
@@ -162,9 +225,10 @@ class Verify(_common.Options):
                 bar.set_description_str(what)
                 bar.update()
 
-            # Nearly all of the time is compilation, outside of Python's lock but not always on every core.
-            with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-                checks = list(pool.map(lambda job: job.run(report), jobs))
+            by_name = {job.name: job for job in jobs}
+            here: _workers.Run = lambda name, report: by_name[name].run(report)  # noqa: E731
+            seats = [here, *(worker.run for worker in workers)] if workers else [here] * THREADS
+            checks = _workers.run_all(list(by_name), LONGEST, seats, report)
             pictured = [predictions.find(job.name) for job in jobs if job.name in TRAJECTORIES]
             record = {"verdict": predictions.worst(check["verdict"] for check in checks), "checks": checks}
             report("trajectories on the two-parameter loss")
@@ -203,6 +267,37 @@ _EXIT_CODES = {
     "fails": _common.EXIT_FAILED,
     "could not measure": _common.EXIT_UNMEASURED,
 }
+
+
+def _on_cpu() -> bool:
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+_SERVE = "from implicit_reg.cli import verify; verify.serve()"
+
+
+def serve() -> None:
+    """What a worker process does: checks predictions by name, with the settings of its parent."""
+    _workers.serve(_prepare_worker)
+
+
+def _prepare_worker(settings: dict[str, Any]) -> _workers.Run:
+    _cache.ignore_damage()
+    import jax
+
+    from implicit_reg import predictions
+
+    options = Verify(**settings)
+    load = options._loader()
+
+    def run(name: str, report: _workers.Report) -> dict[str, Any]:
+        with jax.enable_x64(True):
+            job, _ = options._job(predictions.find(name), load)
+        return job.run(report)
+
+    return run
 
 
 def _write(folder, record: dict[str, Any]) -> list[str]:
