@@ -23,6 +23,8 @@ from typing import Any
 
 import measure
 
+from implicit_reg.cli import _workers
+
 IMPORT_TARGET, COLD_TARGET, WARM_TARGET = 1.15, 180.0, 60.0
 MAX_ROUNDS = 9  # of processes that take half a second each
 
@@ -167,6 +169,7 @@ def run(effort: measure.Effort) -> measure.Report:
             whole = verify(pathlib.Path(folder))
     for name, target in (("cold", COLD_TARGET), ("warm", WARM_TARGET)):
         note = "nothing is kept yet" if name == "cold" else "with the programs that the run before kept"
+        note += f"; processes: {_workers.default_number()}"
         rows.append(measure.Row(f"verify, {name}", whole.get(name), "s", "wall", target=target, note=note))
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     lines = [[name, measure.number(median)] for name, median in medians.items()]
