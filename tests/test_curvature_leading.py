@@ -10,6 +10,7 @@ import pytest
 
 import implicit_reg as ir
 from implicit_reg import curvature
+from implicit_reg.curvature import leading
 
 pytestmark = pytest.mark.x64
 
@@ -42,6 +43,57 @@ def test_the_tolerance_is_met_and_little_more(dtype, k, tolerance, most, sign):
     np.testing.assert_allclose(found.residuals, residuals, rtol=0.1, atol=14 * half)
     tight = find(operator, k)
     assert tight.products > found.products
+
+
+@pytest.mark.parametrize(("k", "checks"), [(1, 1), (3, 1 + 5)])
+def test_products_are_those_that_run(k, checks):
+    """The combination of all pairs, and for more than one pair five steps outside of them."""
+    runs = []
+
+    def product(a, v):
+        jax.debug.callback(lambda: runs.append(1))
+        return a * v
+
+    operator = diagonal(OUTLIERS)
+    counted = curvature.Operator("counted", operator.size, operator.dtype, product, operator.arguments, lambda v: v)
+    key = jax.random.key(3)
+    found = curvature.largest_eigenpairs(counted, k, value_tolerance=1e-5, key=key)
+    jax.effects_barrier()
+    assert found.products == len(runs)
+    traced = curvature.leading_eigenpairs(operator, k, tolerance=1e-5, key=jax.random.split(key)[0])
+    assert found.products == int(traced.products) + checks
+    np.testing.assert_allclose(found.values, traced.values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("skew", [0.0, 1e-3])
+def test_asymmetry_shows_in_the_start_and_a_combination_of_the_pairs(sign, skew):
+    """Without a product of its own: what the operator makes of the start is in the first two rows of the basis."""
+    turn = np.random.default_rng(0).standard_normal((100, 100))
+    dense = jnp.asarray(np.diag(sign * OUTLIERS[-100:]) + skew * (turn - turn.T))
+    keys, signs, k = jax.random.split(jax.random.key(1)), np.array([1.0, -1.0]), 2
+    static = lambda a, v: a @ v, 100, dense.dtype, k, 40, 4
+    found, _, checks = leading.searched(static, (dense, keys, 1e-3, sign, 40, signs))
+    start, mixed = np.asarray(leading.random_unit(keys[0], 100, dense.dtype)), signs @ np.asarray(found.vectors)
+    assert bool(jnp.all(found.converged))
+    expected = start @ dense @ mixed - mixed @ dense @ start
+    np.testing.assert_allclose(checks.gap, expected, rtol=1e-6, atol=1e-12)
+    assert (abs(float(checks.gap)) > 1e-6) == (skew > 0)
+    off = np.linalg.norm(dense @ mixed - (signs * np.asarray(found.values)) @ np.asarray(found.vectors))
+    np.testing.assert_allclose(checks.off, off, rtol=1e-8)
+    images = np.linalg.norm(dense @ start), np.linalg.norm(dense @ mixed)
+    np.testing.assert_allclose(checks.size, np.linalg.norm(mixed) * images[0] + images[1], rtol=0.03)
+    # Its projections are those of the operator on a space outside of the pairs, which holds the third eigenvalue.
+    outside = np.linalg.eigvalsh(np.triu(checks.projected) + np.triu(checks.projected, 1).T)
+    assert OUTLIERS[-3] * 0.7 < outside[-1] <= OUTLIERS[-3] * (1 + 1e-2)
+
+
+def test_nothing_is_spent_on_checks_of_what_did_not_converge():
+    operator, keys = diagonal(np.linspace(0, 1, 400)), jax.random.split(jax.random.key(0))
+    static = operator.product, 400, operator.dtype, 3, 12, 5
+    found, _, checks = leading.searched(static, (operator.arguments, keys, 1e-9, 1, 12, np.ones(3)))
+    assert not bool(jnp.all(found.converged))
+    assert (int(found.products), int(checks.products)) == (12, 0)
 
 
 def test_no_ghosts_where_outliers_have_long_converged():

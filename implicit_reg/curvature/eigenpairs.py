@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer, Scalar
-from implicit_reg.curvature.leading import grow, steps_for
+from implicit_reg.curvature.leading import searched, steps_for
 from implicit_reg.curvature.operators import Operator
 
 DENSE = 64  # columns up to which a dense `eigh` is cheaper than any iteration, and cannot miss a pair
@@ -130,7 +129,11 @@ def check_symmetric(function: str, operator: Operator, matvec: Callable[[np.ndar
 def refuse_asymmetry(function, operator, u, v, au, av) -> None:
     """An error where `<u, A v>` and `<v, A u>` differ by more than round-off, u or v being random."""
     scale = np.linalg.norm(u) * np.linalg.norm(av) + np.linalg.norm(v) * np.linalg.norm(au)
-    gap = abs(float(u @ av) - float(v @ au))
+    _refuse_gap(function, operator, float(u @ av) - float(v @ au), scale)
+
+
+def _refuse_gap(function, operator, gap, scale) -> None:
+    gap = abs(gap)
     # Random directions are nearly orthogonal: of an asymmetry the gap shows the part 1/sqrt(d).
     if gap > np.sqrt(np.finfo(operator.dtype).eps / operator.size) * scale:
         raise ValueError(
@@ -223,59 +226,29 @@ def _by_one_space(function, operator, matvec, k, tolerance, most, key, sign) -> 
     if operator.size <= max(DENSE, k + 2) or most < k + 2:
         return None
     keys = jax.random.split(jax.random.key(0) if key is None else key)
-    found, *tridiagonal = _grown(
-        (operator.product, operator.size, operator.dtype, k, capacity),
-        (operator.arguments, keys[0], tolerance, sign, min(most, capacity)),
+    signs = np.random.default_rng(2).choice([-1, 1], k).astype(operator.dtype)
+    found, tridiagonal, checks = searched(
+        (operator.product, operator.size, operator.dtype, k, capacity, PROBE if k > 1 else 0),
+        (operator.arguments, keys, tolerance, sign, min(most, capacity), signs),
     )
     count = int(found.products)
-    matvec.spend(count)
+    matvec.spend(count + int(checks.products))
     if not np.all(found.converged):
         return None
+    matvec.scale = max(matvec.scale, float(checks.scale))
     diagonal, off_diagonal = (np.asarray(x[:count], np.float64) for x in tridiagonal)
     projected = np.diag(diagonal) + np.diag(off_diagonal[:-1], 1) + np.diag(off_diagonal[:-1], -1)
     values = sign * np.linalg.eigvalsh(projected)[::-1][:k].astype(operator.dtype)
     vectors, residuals, errors = (np.asarray(x) for x in (found.vectors, found.residuals, found.errors))
-    # One product on a random combination tells whether the recurrence told the truth of all the residuals.
-    rng = np.random.default_rng(2)
-    signs = rng.choice([-1, 1], k).astype(operator.dtype)
-    mixed = signs @ vectors
-    image = matvec(mixed)
-    off = float(np.linalg.norm(image - (signs * values) @ vectors))
-    eps = float(jnp.finfo(operator.dtype).eps)
-    if off > 3 * float(np.linalg.norm(residuals)) + eps**0.5 * matvec.scale:
+    eps, off = float(jnp.finfo(operator.dtype).eps), float(checks.off)
+    if not off <= 3 * float(np.linalg.norm(residuals)) + eps**0.5 * matvec.scale:
         return None
-    # A copy of what was found has an eigenvector outside of it: a short Krylov space there sees it, if well above.
-    basis, images = _krylov(matvec, vectors, PROBE if k > 1 else 1, rng)
-    refuse_asymmetry(function, operator, basis[0], mixed, images[0], image)
-    small = sign * np.asarray(basis @ images.T, np.float64)
-    above = float(np.linalg.eigvalsh((small + small.T) / 2)[-1]) - sign * float(values[-1])
-    if k > 1 and above > max(tolerance * abs(values[-1]), 4 * eps * matvec.scale):
+    _refuse_gap(function, operator, float(checks.gap), float(checks.size))
+    small = np.asarray(checks.projected, np.float64)
+    above = float(np.linalg.eigvalsh(small, UPLO="U")[-1]) - sign * float(values[-1]) if k > 1 else 0.0
+    if above > max(tolerance * abs(values[-1]), 4 * eps * matvec.scale):
         return None
     return values, vectors, np.maximum(residuals, off) if k == 1 else residuals, errors
-
-
-def _krylov(matvec, vectors, steps, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal rows from a random start, orthogonal to the given ones, and their images."""
-    basis = np.zeros((steps, vectors.shape[1]), vectors.dtype)
-    images = np.zeros_like(basis)
-    w = rng.standard_normal(vectors.shape[1], np.float32).astype(vectors.dtype)
-    for j in range(steps):
-        w = w - (vectors @ w) @ vectors
-        w = w - (basis[:j] @ w) @ basis[:j]
-        norm = float(np.linalg.norm(w))
-        if not norm > 0:
-            break
-        basis[j] = w / norm
-        images[j] = w = matvec(basis[j])
-    return basis, images
-
-
-@partial(jax.jit, static_argnums=0)
-def _grown(static, operands):
-    product, size, dtype, k, capacity = static
-    arguments, key, tolerance, sign, limit = operands
-    operator = Operator("eigenpairs", size, dtype, product, arguments, lambda v: v)
-    return grow(operator, k, capacity, key, tolerance, sign=sign, limit=limit)
 
 
 def _subspace(operator, matvec, k, tolerance, most, key, sign) -> np.ndarray:

@@ -8,6 +8,7 @@ no eigenvalue comes out twice. Of a large model a pass over the whole basis cost
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,8 @@ def leading_eigenpairs(
     steps = steps_for(k) if max_steps is None else max_steps
     _checks.check_integer(name, "max_steps", steps, low=int(k) + 1)
     key = jax.random.key(0) if key is None else key
-    return grow(operator, int(k), min(int(steps), operator.size), key, tolerance).found
+    size, dtype = operator.size, operator.dtype
+    return grow(operator.repeated(), size, dtype, int(k), min(int(steps), size), key, tolerance).found
 
 
 def steps_for(k: int) -> int:
@@ -116,15 +118,18 @@ class _Space(NamedTuple):
 
 
 class Grown(NamedTuple):
-    """What was found, with the whole T."""
+    """What was found, with the first two rows of the basis and the whole T."""
 
     found: Leading
+    first: Array
     diagonal: Array
     off_diagonal: Array
 
 
 def grow(
-    operator: Operator,
+    apply: Callable[[Array], Array],
+    size: int,
+    dtype: Any,
     k: int,
     capacity: int,
     key: jax.Array,
@@ -133,19 +138,11 @@ def grow(
     sign: Any = 1,
     limit: Any = None,
 ) -> Grown:
-    """The k largest of `sign * A` by at most `limit` steps."""
-    dtype, size = operator.dtype, operator.size
+    """The k largest of `sign * A` by at most `limit` steps, A given as `apply`."""
     eps = float(jnp.finfo(dtype).eps)
     index = jnp.arange(capacity)
     tolerance, sign = jnp.asarray(tolerance, dtype), jnp.asarray(sign, dtype)
     limit = capacity if limit is None else jnp.minimum(limit, capacity)
-
-    def unit(w):
-        return w / jnp.linalg.norm(w)
-
-    def random(k):
-        # Drawn in float32 and cast, so that both precisions start at the same vector.
-        return unit(jax.random.normal(k, (size,), jnp.float32).astype(dtype))
 
     def against(blocks, count, w):
         """`w` without what lies along the rows before `count`."""
@@ -160,18 +157,17 @@ def grow(
             for b, rows in enumerate(space.blocks)
         )
         w = sign * apply(q)
-        scale = jnp.maximum(space.scale, jnp.linalg.norm(w))
         prior = jnp.where(j > 0, space.off_diagonal[j - 1], 0)
-        w = w - prior * before
         a = q @ w
-        w = w - a * q
+        w = w - a * q - prior * before
         b = jnp.linalg.norm(w)
+        scale = jnp.maximum(space.scale, jnp.hypot(a, jnp.hypot(b, prior)))  # of the product, without a pass over it
         diagonal = space.diagonal.at[j].set(a)
         loss = _next_loss(space, diagonal, prior, b, scale, eps)
         lost = jnp.max(jnp.where(index <= j, jnp.abs(loss), 0)) > eps**0.5
         # What is left of a vector that lies in the span is round-off: another one is drawn, and T falls in two.
         alive = b > 100 * eps * scale
-        w = jax.lax.cond(alive, lambda w: w, lambda _: random(jax.random.fold_in(key, j + 1)), w)
+        w = jax.lax.cond(alive, lambda w: w, lambda _: random_unit(jax.random.fold_in(key, j + 1), size, dtype), w)
         passes = jnp.where(alive, (lost | space.repair).astype(jnp.int32), 2)
         w = _times(passes, lambda w: against(blocks, j + 1, w), w)
         norm = jnp.where(passes > 0, jnp.linalg.norm(w), b)
@@ -202,7 +198,7 @@ def grow(
         ritz, done = jax.lax.cond(turn, look, lambda ritz, done, *_: (ritz, done), *seen)
         return space._replace(ritz=ritz, done=done)
 
-    start = random(key)
+    start = random_unit(key, size, dtype)
     zeros, nothing = jnp.zeros(capacity, dtype), jnp.zeros(k, dtype)
     space = _Space(
         tuple(jnp.zeros((ROWS, size), dtype) for _ in range(-(-capacity // ROWS))),
@@ -218,7 +214,6 @@ def grow(
         (nothing, jnp.zeros((capacity, k), dtype), nothing, nothing, jnp.zeros(k, bool)),
         jnp.asarray(False),
     )
-    apply = operator.repeated()
     with jax.default_matmul_precision("highest"):
         space = jax.lax.while_loop(lambda s: ~s.done & (s.count < limit), body, space)
         values, small, residuals, errors, within = space.ritz
@@ -228,7 +223,78 @@ def grow(
             part = padded[b * ROWS : (b + 1) * ROWS].T
             vectors = _times(space.count > b * ROWS, lambda v, part=part, rows=rows: v + part @ rows, vectors)
     found = Leading(sign * values, vectors, residuals, errors, within, space.count)
-    return Grown(found, space.diagonal, space.off_diagonal)
+    return Grown(found, space.blocks[0][:2], space.diagonal, space.off_diagonal)
+
+
+def random_unit(key: jax.Array, size: int, dtype: Any) -> Array:
+    """A random direction; drawn in float32 and cast, so that both precisions start at the same vector."""
+    w = jax.random.normal(key, (size,), jnp.float32).astype(dtype)
+    return w / jnp.linalg.norm(w)
+
+
+class Checks(NamedTuple):
+    """What tells whether pairs are what they seem.
+
+    Attributes:
+      off: the norm of the residual of a random combination of all pairs: whether the recurrence told the truth.
+      gap, size: `<u, A v> - <v, A u>` of the start and that combination, and what round-off in it is relative to.
+      projected: the operator (times the sign) in a short Krylov space from a random start outside of what was found,
+        its upper triangle: a copy of what was found has an eigenvector there, and shows if well above.
+      scale: the largest stretch of a vector.
+      products: spent on that.
+    """
+
+    off: jax.Array
+    gap: jax.Array
+    size: jax.Array
+    projected: jax.Array
+    scale: jax.Array
+    products: jax.Array
+
+
+@partial(jax.jit, static_argnums=0)
+def searched(static, operands):
+    """The Lanczos iteration and its checks with one linearization, T, and nothing spent on checks of what failed."""
+    product, size, dtype, k, capacity, probe = static
+    arguments, keys, tolerance, sign, limit, signs = operands
+    apply = Operator("eigenpairs", size, dtype, product, arguments, lambda v: v).repeated()
+    grown = grow(apply, size, dtype, k, capacity, keys[0], tolerance, sign=sign, limit=limit)
+    found, vectors = grown.found, grown.found.vectors
+    basis, nothing = jnp.zeros((probe, size), dtype), jnp.zeros((), dtype)
+
+    def outside(basis, w):
+        for rows in (vectors, basis):
+            w = w - (rows @ w) @ rows
+        norm = jnp.linalg.norm(w)
+        return w / jnp.where(norm > 0, norm, 1)
+
+    def check(j, state):
+        """First the combination, which leaves a random vector to begin with, then the short Krylov space."""
+        v, basis, projected, off, gap, scale = state
+        image = apply(v)
+        length, stretched = jnp.linalg.norm(v), jnp.linalg.norm(image)
+        scale = jnp.maximum(scale, stretched / jnp.where(length > 0, length, 1))
+        first = j == 0
+        off = jnp.where(first, jnp.linalg.norm(image - (signs * found.values) @ vectors), off)
+        gap = jnp.where(first, grown.first[0] @ image - turned, gap)
+        if probe:
+            at = jnp.where(first, probe, j - 1)
+            basis = basis.at[at].set(v, mode="drop")
+            projected = projected.at[:, at].set(sign * (basis @ image), mode="drop")
+            v = outside(basis, jnp.where(first, begin, image))
+        return v, basis, projected, off, gap, scale
+
+    with jax.default_matmul_precision("highest"):
+        mixed = signs @ vectors
+        begin = random_unit(keys[1], size, dtype) if probe else mixed
+        # The start is the first row of the basis, and its image is in the first two.
+        turned = sign * jnp.stack([grown.diagonal[0], grown.off_diagonal[0]]) @ (grown.first @ mixed)
+        turns = jnp.where(jnp.all(found.converged), 1 + probe, 0)
+        state = mixed, basis, jnp.zeros((probe, probe), dtype), nothing, nothing, nothing
+        _, _, projected, off, gap, scale = jax.lax.fori_loop(0, turns, check, state)
+    length = jnp.sqrt(jnp.asarray(k, dtype))
+    relative = length * jnp.hypot(grown.diagonal[0], grown.off_diagonal[0]) + length * scale
+    return found, (grown.diagonal, grown.off_diagonal), Checks(off, gap, relative, projected, scale, turns)
 
 
 def _times(turns: Any, fn: Callable[[Array], Array], w: Array) -> Array:
