@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from implicit_reg import _checks, _products, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._products import Reader
 from implicit_reg.losses import _gram
 from implicit_reg.losses._gram import Rows
@@ -37,19 +37,10 @@ def _replaced(inputs: Sequence, positions: list[int], values: Sequence) -> list:
     return inputs
 
 
-class Microbatches(NamedTuple):
-    """How many, and whether their loop is written out."""
-
-    number: int
-    unroll: bool
-
-
 class PenalizedLoss:
     """The penalized loss of one `PureLoss`, its derivative, and their means over microbatches."""
 
-    def __init__(
-        self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, gram: bool, cut: Microbatches | None
-    ):
+    def __init__(self, function: str, pure: PureLoss, mask: list[bool], penalize: bool, gram: bool, cut: int | None):
         self.function, self.pure, self.cut = function, pure, cut
         self.masked = [j for j, chosen in enumerate(mask) if chosen]
         self.penalize = penalize and bool(self.masked)
@@ -138,7 +129,7 @@ class PenalizedLoss:
         """The mean of the first result of `piece` over the microbatches, one at a time."""
         if self.cut is None:
             return piece(strength, inputs)
-        (k, unroll), pure = self.cut, self.pure
+        k, pure = self.cut, self.pure
         xs = [jnp.reshape(x, (k, jnp.shape(x)[0] // k, *jnp.shape(x)[1:])) for x in (inputs[i] for i in pure.batch)]
         state = [inputs[i] for i in pure.stateful]
 
@@ -154,7 +145,8 @@ class PenalizedLoss:
             summands, aux, state = evaluate(state, x)
             return (jax.tree.map(jnp.add, sums, summands), state), aux
 
-        (sums, state), aux = jax.lax.scan(body, (zeros, state), xs, unroll=unroll)
+        loop = canonical_convolutions(lambda start, xs: jax.lax.scan(body, start, xs))
+        (sums, state), aux = loop((zeros, state), xs)
         return jax.tree.map(lambda x: x / k, sums), aux, state
 
     def _jvp(self, primals, tangents):

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from implicit_reg import _checks
 from implicit_reg._types import Integer, Loss, Params, Scalar
-from implicit_reg.losses._penalized import Microbatches, PenalizedLoss
+from implicit_reg.losses._penalized import PenalizedLoss
 from implicit_reg.losses._pure import trace
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def microbatch_gradient_penalized(
     mask: Mask = None,
     has_aux: bool = False,
     value_and_grad: Differentiate = jax.value_and_grad,
-    unroll: bool = False,
     gram: Flag = False,
 ) -> Callable:
     """Adds the mean squared norm of the microbatches' gradients to their mean loss.
@@ -139,8 +138,6 @@ def microbatch_gradient_penalized(
         `num_microbatches`.
       value_and_grad: as in `gradient_penalized`. The state of a flax model goes from one microbatch to the next: each
         has its own dropout masks.
-      unroll: write the loop out: larger programs, and the compiler may keep several microbatches in memory. For
-        convolutions on CPU, where XLA makes them some 20 times slower inside of loops.
       gram: as in `gradient_penalized`; the rows are those of one microbatch.
 
     Returns:
@@ -164,8 +161,7 @@ def microbatch_gradient_penalized(
     function = "microbatch_gradient_penalized"
     _check(function, loss_fn, strength, mask, has_aux, value_and_grad, gram)
     _checks.check_integer(function, "num_microbatches", num_microbatches)
-    _checks.check_flag(function, "unroll", unroll)
-    cut = Microbatches(int(num_microbatches), bool(unroll))
+    cut = int(num_microbatches)
 
     def loss(params, *batch, **kwargs):
         return _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, gram, cut, params, batch, kwargs)
@@ -188,7 +184,7 @@ def _off(strength: Any) -> bool:
 
 
 def _evaluate(function, loss_fn, strength, mask, has_aux, value_and_grad, gram, cut, params, batch, kwargs):
-    pure = trace(function, loss_fn, value_and_grad, has_aux, params, batch, kwargs, None if cut is None else cut.number)
+    pure = trace(function, loss_fn, value_and_grad, has_aux, params, batch, kwargs, cut)
     if cut is not None:
         _checks.check_equal_lengths(function, [pure.inputs[i] for i in pure.batch])
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(pure.parameters)]
