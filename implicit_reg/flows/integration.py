@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, PyTree
 
 from implicit_reg import _callables, _checks, _tree
 from implicit_reg._types import Integer, Observe, Params, Scalar, VectorField
+from implicit_reg.flows import _stages
 from implicit_reg.trajectory import SolverReport, Trajectory
 
-SOLVERS = {5: diffrax.Tsit5, 8: diffrax.Dopri8}
+SOLVERS = {5: _stages.Tsit5, 8: _stages.Dopri8}
 DEFAULT_TOLERANCE = {jnp.dtype("float64"): 1e-12, jnp.dtype("float32"): 1e-6}
 
 
@@ -112,6 +113,8 @@ def solve(
         _checks.check_same_tree("integrate", "field(t, params, h)", found, "params", params)
         return jax.tree.map(lambda d: jnp.asarray(d).astype(ts.dtype), found)
 
+    # The last record is where the solver ends: interpolating it would read all stages of every step.
+    recorded_at = [diffrax.SubSaveAt(ts=ts[:-1])] if len(ts) > 1 else []
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
         SOLVERS[order](),
@@ -120,17 +123,23 @@ def solve(
         dt0=ts[-1] / 64,
         y0=jax.tree.map(lambda x: x.astype(ts.dtype), params),
         args=h,
-        saveat=diffrax.SaveAt(ts=ts),
+        saveat=diffrax.SaveAt(subs=[*recorded_at, diffrax.SubSaveAt(t1=True)]),
         # Where the solution blows up the controller would halve its steps for ever; `dtmin` is where it stops.
+        # A step that is rejected is all lost: `safety` below diffrax's 0.9 halves their number, and evaluates the field
+        # no more often for one error (flows of perceptrons: 6 % less at both orders on a small one; 1 % more to 7 %
+        # less at order 8 and as often at order 5 on a larger one).
         stepsize_controller=diffrax.PIDController(
-            rtol=rtol, atol=atol, dtmin=16 * jnp.finfo(ts.dtype).eps * ts[-1], force_dtmin=False
+            rtol=rtol, atol=atol, dtmin=16 * jnp.finfo(ts.dtype).eps * ts[-1], force_dtmin=False, safety=0.8
         ),
         max_steps=max_steps,
         throw=False,  # divergence is data; and the host callback behind `throw` would keep the program out of caches
     )
+    *before, end = solution.ys
+    end = jax.tree.map(lambda x: jnp.where(solution.result == results.successful, x, jnp.inf), end)
+    ys = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *before, end)
     # Where the first step already fails diffrax leaves even the start unrecorded.
     started = lambda leaf, start: jnp.where(ts.reshape((-1,) + (1,) * start.ndim) == 0, start, leaf)  # noqa: E731
-    recorded = jax.tree.map(started, _tree.like(solution.ys, params), params)
+    recorded = jax.tree.map(started, _tree.like(ys, params), params)
     report = SolverReport(
         num_steps=solution.stats["num_steps"],
         out_of_steps=solution.result == results.max_steps_reached,
