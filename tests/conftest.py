@@ -17,8 +17,16 @@ os.environ.update(
     EQX_ON_ERROR="raise",
     MPLBACKEND="agg",
     IMPLICIT_REG_QUICK="1",  # notebooks: fewer step sizes and curves
-    # Nearly all of the time is compilation, of programs that run for milliseconds.
-    XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip(),
+    # Nearly all of the time is compilation, of programs that run for milliseconds. Fusions are written by the emitter
+    # that goes straight to LLVM, not through MLIR, and one program is one module: a third of the compiler's time.
+    XLA_FLAGS=" ".join(
+        [
+            *os.environ.get("XLA_FLAGS", "").split(),
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=1",
+        ]
+    ),
 )
 
 import hashlib
