@@ -30,15 +30,20 @@ def dense_problem():
 
 def formed(loss_fn, params, *batch, mask=None):
     """`g + 2 strength H M g` with the dense Hessian, and the penalized value."""
-    flat, unravel = ravel_pytree(params)
 
-    def loss(z):
-        return loss_fn(unravel(z), *batch)
+    @jax.jit  # one program: by itself, every operation would be one
+    def dense_hessian(params, batch):
+        flat, unravel = ravel_pytree(params)
 
-    chosen = jnp.ones_like(flat) if mask is None else ravel_pytree(jax.tree.map(jnp.full_like, params, mask))[0]
-    g = jax.grad(loss)(flat)
-    value = loss(flat) + STRENGTH * jnp.sum((chosen * g) ** 2)
-    return value, unravel(g + 2 * STRENGTH * jax.hessian(loss)(flat) @ (chosen * g))
+        def loss(z):
+            return loss_fn(unravel(z), *batch)
+
+        chosen = jnp.ones_like(flat) if mask is None else ravel_pytree(jax.tree.map(jnp.full_like, params, mask))[0]
+        g = jax.grad(loss)(flat)
+        value = loss(flat) + STRENGTH * jnp.sum((chosen * g) ** 2)
+        return value, unravel(g + 2 * STRENGTH * jax.hessian(loss)(flat) @ (chosen * g))
+
+    return dense_hessian(params, batch)
 
 
 def read(loss_fn, params, *batch, monkeypatch):
@@ -220,11 +225,11 @@ def test_hessian_products_add_in_the_orientation_of_the_result():
     from implicit_reg.derivatives import hessian_vector_product
 
     params, x, y = dense_problem()
-    gradient, product = hessian_vector_product(lambda p: dense(p, x, y), params, params)
+    gradient, product = jax.jit(lambda p: hessian_vector_product(lambda p: dense(p, x, y), p, p))(params)
     flat, unravel = ravel_pytree(params)
-    hessian = jax.hessian(lambda z: dense(unravel(z), x, y))(flat)
+    hessian = jax.jit(jax.hessian(lambda z: dense(unravel(z), x, y)))(flat)
     assert_close(product, unravel(hessian @ flat), DERIVATIVE)
-    assert_close(gradient, jax.grad(dense)(params, x, y), ROUND_OFF)
+    assert_close(gradient, jax.jit(jax.grad(dense))(params, x, y), ROUND_OFF)
     program = jax.make_jaxpr(lambda p: hessian_vector_product(lambda p: dense(p, x, y), p, p)[1])(params).jaxpr
     made = {v: equation.primitive.name for equation in program.eqns for v in equation.outvars}
     transposed = [made.get(e.invars[0]) for e in program.eqns if e.primitive.name == "transpose"]
