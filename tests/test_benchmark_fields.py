@@ -36,7 +36,7 @@ def test_fields_are_of_their_orders_and_cost_what_is_counted(fields, effort):
     rows = {row.work: row for row in report.rows}
     assert rows["order 8, interpolated: gradients evaluated"].value == 8
     assert rows["order 4, empirical: gradients evaluated"].value == 0
-    assert rows["interpolated, order 8 over order 2: size of the program"].value == 1
+    assert rows["interpolated, order 8 over order 3: size of the program"].value == 1
     assert abs(rows["order 4, empirical: order seen"].value - 4) < 0.3
     assert rows["order 5, interpolated"].target == 5.25
     flops = {name: row["flops"] for name, row in report.data["rows"].items()}
