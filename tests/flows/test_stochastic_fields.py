@@ -53,8 +53,9 @@ def test_shuffled_terms_are_the_modified_equation_of_the_exact_mean(network, m):
 def test_powers_of_the_step_size_and_trees(network):
     params, loss = network
     x, flat_loss = flat_network(network)
-    terms = fields.shuffled_terms(loss, 3, params, 0.1)
-    for n, (tree, flat) in enumerate(zip(terms, fields.shuffled_terms(flat_loss, 3, x, 1.0), strict=True), start=1):
+    terms = jax.jit(lambda params: fields.shuffled_terms(loss, 3, params, 0.1))(params)
+    flat_terms = jax.jit(lambda x: fields.shuffled_terms(flat_loss, 3, x, 1.0))(x)
+    for n, (tree, flat) in enumerate(zip(terms, flat_terms, strict=True), start=1):
         assert jax.tree.structure(tree) == jax.tree.structure(params)
         assert_close(jax.flatten_util.ravel_pytree(tree)[0], 0.1**n * flat, DERIVATIVE)
 
@@ -67,10 +68,12 @@ def test_parts_are_gradients_of_the_squared_mean_and_of_the_variance(network):
         g = jnp.stack([jax.grad(loss)(x, k) for k in range(m)])
         return jnp.sum(jnp.mean(g, axis=0) ** 2), jnp.mean(jnp.sum((g - jnp.mean(g, axis=0)) ** 2, axis=1))
 
-    full, variance = fields.shuffled_parts(loss, m, x, h)
-    assert_close(full, -m * h * jax.grad(lambda x: h / 4 * norms(x)[0])(x), DERIVATIVE)
-    assert_close(variance, -m * h * jax.grad(lambda x: h / 4 * norms(x)[1])(x), DERIVATIVE)
-    assert_close(full + variance, fields.shuffled_terms(loss, m, x, h, order=2)[1], DERIVATIVE)
+    full, variance = jax.jit(lambda x: fields.shuffled_parts(loss, m, x, h))(x)
+    of_mean, of_variance = jax.jit(jax.jacrev(lambda x: h / 4 * jnp.stack(norms(x))))(x)
+    assert_close(full, -m * h * of_mean, DERIVATIVE)
+    assert_close(variance, -m * h * of_variance, DERIVATIVE)
+    second = jax.jit(lambda x: fields.shuffled_terms(loss, m, x, h, order=2))(x)[1]
+    assert_close(full + variance, second, DERIVATIVE)
 
 
 @pytest.mark.parametrize(("interval", "stitched"), [(1, (0, 1, 2, 3)), (2, (1, 3)), (4, (2,))])
@@ -78,7 +81,7 @@ def test_backstitch_terms_are_those_of_the_exact_mean(network, interval, stitche
     x, loss = flat_network(network)
     mean = epoch_mean(loss, epoch_orders(4), stitched, 0.7)
     exact = jax.jit(modified_coefficients(mean, 2))(x)
-    terms = fields.backstitch_shuffled_terms(loss, 4, x, 1.0, alpha=0.7, interval=interval)
+    terms = jax.jit(lambda x: fields.backstitch_shuffled_terms(loss, 4, x, 1.0, alpha=0.7, interval=interval))(x)
     for term, coefficient in zip(terms, exact, strict=True):
         assert_close(term, coefficient, DERIVATIVE)
 
@@ -112,7 +115,8 @@ def test_momentum_terms_are_those_of_the_mean_once_the_memory_is_full(network, m
         along = lambda v: jax.jvp(first, (x,), (v,))[1]  # noqa: E731
         return c - a, d - b - along(a) - 0.5 * along(first(x))
 
-    for term, coefficient in zip(fields.momentum_shuffled_terms(loss, m, x, 1.0, decay=decay), both(x), strict=True):
+    terms = jax.jit(lambda x: fields.momentum_shuffled_terms(loss, m, x, 1.0, decay=decay))(x)
+    for term, coefficient in zip(terms, both(x), strict=True):
         assert_close(term, coefficient, DERIVATIVE)
 
 
@@ -136,15 +140,23 @@ def test_replacement_moments_against_dense_derivatives(network):
     h, decay, d = 0.1, 0.4, x.size
     factor = jax.random.normal(jax.random.key(0), (d, d), x.dtype)
     s = factor @ factor.T / d
-    g = jnp.stack([jax.grad(loss)(x, k) for k in range(3)])
-    mean = lambda x: jnp.mean(jnp.stack([loss(x, k) for k in range(3)]))  # noqa: E731
-    hessian, eta = jax.hessian(mean)(x), h / (1 - decay)
-    drift = jax.grad(lambda x: jnp.sum(jax.hessian(mean)(x) * s))(x)
-    sigma = jnp.mean(jnp.stack([jnp.outer(v - g.mean(0), v - g.mean(0)) for v in g]), axis=0)
-    first, second, rate = fields.replacement_moments(loss, 3, x, s, h, decay=decay)
-    assert_close(first, -eta * g.mean(0), DERIVATIVE)
-    assert_close(second, -(eta**2) * (0.5 + decay / (1 - decay)) * hessian @ g.mean(0) - eta / 2 * drift, DERIVATIVE)
-    assert_close(rate, -eta * (hessian @ s + s @ hessian) + eta**2 * sigma, DERIVATIVE)
+
+    @jax.jit
+    def dense(x, s):
+        g = jnp.stack([jax.grad(loss)(x, k) for k in range(3)])
+        mean = lambda x: jnp.mean(jnp.stack([loss(x, k) for k in range(3)]))  # noqa: E731
+        hessian, eta = jax.hessian(mean)(x), h / (1 - decay)
+        drift = jax.grad(lambda x: jnp.sum(jax.hessian(mean)(x) * s))(x)
+        sigma = jnp.mean(jnp.stack([jnp.outer(v - g.mean(0), v - g.mean(0)) for v in g]), axis=0)
+        return (
+            -eta * g.mean(0),
+            -(eta**2) * (0.5 + decay / (1 - decay)) * hessian @ g.mean(0) - eta / 2 * drift,
+            -eta * (hessian @ s + s @ hessian) + eta**2 * sigma,
+        )
+
+    found = jax.jit(lambda x, s: fields.replacement_moments(loss, 3, x, s, h, decay=decay))(x, s)
+    for moment, expected in zip(found, dense(x, s), strict=True):  # each on a scale of its own
+        assert_close(moment, expected, DERIVATIVE)
 
 
 def test_one_minibatch_is_gradient_descent():
