@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from implicit_reg import _callables, _checks, _tree
+from implicit_reg._convolutions import canonical_convolutions
 from implicit_reg._types import Integer, Observe, Params, Scalar, VectorField
 from implicit_reg.flows import _stages
 from implicit_reg.trajectory import SolverReport, Trajectory
@@ -105,6 +106,11 @@ def solve(
 
     It works in the dtype of `ts`; `h` may be any pytree that the field understands.
     """
+    run = canonical_convolutions(functools.partial(_solution, field, observe, max_steps, order))
+    return run(tolerances, params, ts, h)
+
+
+def _solution(field, observe, max_steps, order, tolerances, params, ts, h):
     rtol, atol = tolerances
     results = diffrax.RESULTS
 
