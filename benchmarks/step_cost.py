@@ -31,10 +31,6 @@ TINY = {**models.TINY, "mlp": functools.partial(models.mlp, (96, 96, 96, 4), bat
 NOTES = {
     "conv": "FLOPs are no limit here: XLA's convolutions of the gradient are slower than those of the product",
 }
-INTERVAL_NOTES = {
-    "conv": "XLA's CPU back end gives the convolutions of a gradient its fast layout only outside of `lax.cond`, "
-    "which is all of the difference; use interval 1 there",
-}
 
 
 def _float64(tree):
@@ -204,7 +200,7 @@ def rows(name: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[measure.Row
     exact = [row(work, flops, target, NOTES.get(name, "")) for work in EXACT[:2]]
     others = [row(work, flops) for work in EXACT[2:]]
     gram = [row(GRAM, 1.78, 1.9)] if GRAM in table else []
-    every_note = INTERVAL_NOTES.get(name, "mean of n steps")
+    every_note = "mean of n steps"
     return (
         row(TWIN, 1.0),
         row(GRADIENT),
