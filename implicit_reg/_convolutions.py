@@ -25,8 +25,8 @@ def canonical_convolutions(fn: Any) -> Callable[..., Any]:
     Every convolution of the traced program, those of loops, branches and inner functions included, gets its operands in
     the layout (batch, spatial axes, features) and its kernel as (spatial axes, features in, features out). It is the
     same sum. XLA's CPU back end does so by itself only outside of `lax.scan`, `lax.fori_loop`, `lax.while_loop`,
-    `lax.map` and `lax.cond`: a step of a small convolution network in such a loop was measured at 40 times its time
-    outside, and at that time with this (`python benchmarks loops`). On other back ends nothing is changed.
+    `lax.map` and `lax.cond`: a step of a small convolution network in such a loop takes more than twenty times its time
+    outside, and as long as there with this (`python benchmarks loops`). On other back ends nothing is changed.
 
     It is what the *derivative* does that matters, so wrap the outermost function: the step or the loop, not the loss.
     `descend`, `integrate`, `implicit_reg.training`, the sweeps, the curvature in loops, and the second gradient of
