@@ -2,10 +2,8 @@
 
 In float64, on a perceptron 784-512-512-10 with tanh; the unit is one gradient of the loss. `exact` is
 `modified_vector_field`, `interpolated` is `interpolated_vector_field`, `empirical` is `empirical_vector_field` by
-central differences along a stored run, for each of its points. Two other ways to the same exact field are typed here:
-
-- nested products, as one writes them from the published formulas: every product by `jvp` of what it differentiates;
-- Taylor mode: `jax.experimental.jet` pushes the series of the iterates in h through the gradient, step after step.
+central differences along a stored run, for each of its points. Two other ways to the same exact field, nested products
+and Taylor mode, are typed in `exact_fields`.
 
 The three must agree, and the target of `exact` is the cheaper of the two as timed in the same rounds, or as studied
 before, whichever is less. Errors are relative to the field whose flow the iterates of gradient descent sample exactly,
@@ -20,13 +18,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import exact_fields
 import jax
 import jax.numpy as jnp
 import measure
 import models
 import numpy as np
 import optax
-from jax.experimental.jet import jet
 from jax.flatten_util import ravel_pytree
 from measure import IncorrectError, Row
 
@@ -86,54 +84,6 @@ def central(ahead: np.ndarray, behind: np.ndarray, h: float, m: int) -> np.ndarr
     return total / h
 
 
-def nested(gradient: Callable, order: int, x: Any, h: Any) -> Any:
-    """The published coefficients of gradient descent through the fourth, by nested `jvp`."""
-
-    def product(v):
-        return jax.jvp(gradient, (x,), (v,))[1]
-
-    def third(u, v):
-        return jax.jvp(lambda y: jax.jvp(gradient, (y,), (u,))[1], (x,), (v,))[1]
-
-    combine = lambda *pairs: jax.tree.map(lambda *xs: sum(w * x for (w, _), x in zip(pairs, xs, strict=True)), *(  # noqa: E731
-        tree for _, tree in pairs
-    ))  # fmt: skip
-    g = gradient(x)
-    found = [(-1.0, g)]
-    if order >= 2:
-        hg = product(g)
-        found.append((-h / 2, hg))
-    if order >= 3:
-        hhg, tgg = product(hg), third(g, g)
-        found += [(-(h**2) / 3, hhg), (-(h**2) / 12, tgg)]
-    if order >= 4:
-        last = product(combine((1 / 4, hhg), (1 / 12, tgg)))
-        found += [(-(h**3), last), (-(h**3) / 12, third(g, hg))]
-    return combine(*found)
-
-
-def taylor(gradient: Callable, order: int, x: Any, h: Any) -> Any:
-    """The logarithm of the step by its forward differences, in truncated series in h."""
-    flat, unravel = ravel_pytree(x)
-    series = [flat, *[jnp.zeros_like(flat)] * order]  # of an iterate: 1, h, h^2, ... without factorials
-    field = [jnp.zeros_like(flat)] * order
-    slope = lambda y: ravel_pytree(gradient(unravel(y)))[0]  # noqa: E731
-    for j in range(order):
-        weight = (-1) ** j * sum(math.comb(k - 1, j) / k for k in range(j + 1, order + 1))
-        if j == 0:  # the first iterate does not depend on h
-            slopes = [slope(flat), *[jnp.zeros_like(flat)] * (order - 1)]
-        else:
-            derivatives = [math.factorial(k) * series[k] for k in range(1, order)]
-            value, higher = jet(slope, (flat,), (derivatives,))
-            slopes = [value, *(c / math.factorial(k) for k, c in enumerate(higher, start=1))]
-        field = [f - weight * s for f, s in zip(field, slopes, strict=True)]
-        series = [series[0], *(c - s for c, s in zip(series[1:], slopes, strict=True))]
-    total = field[-1]
-    for coefficient in field[-2::-1]:
-        total = coefficient + h * total
-    return unravel(total)
-
-
 def routes(exact: Callable, interpolated: Callable, tiny: bool) -> dict[str, tuple[Callable, Sequence[int]]]:
     """What is compared: `(loss, order, x, h) -> field` and its orders, by name."""
 
@@ -146,8 +96,8 @@ def routes(exact: Callable, interpolated: Callable, tiny: bool) -> dict[str, tup
     others = (2, 3, 4)
     return {
         "exact": (of_map(exact), (2, 3) if tiny else EXACT),
-        "nested products": (of_gradient(nested), (3,) if tiny else others),
-        "Taylor mode": (of_gradient(taylor), (2,) if tiny else others),
+        "nested products": (of_gradient(exact_fields.nested), (3,) if tiny else others),
+        "Taylor mode": (of_gradient(exact_fields.taylor), (2,) if tiny else others),
         "interpolated": (of_map(interpolated), (5,) if tiny else INTERPOLATED),
     }
 
