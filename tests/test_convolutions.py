@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from tolerances import ROUND_OFF, assert_close
 
 import implicit_reg as ir
@@ -14,6 +15,9 @@ from implicit_reg import canonical_convolutions, curvature, losses, strength
 from implicit_reg._callables import hashable
 from implicit_reg.curvature.operators import hessian_operator
 from implicit_reg.experiments import run_steps
+from implicit_reg.experiments.axes import make_runs
+from implicit_reg.experiments.lanes import Lanes
+from implicit_reg.training.program import Arrays, Knobs, Program
 
 SPATIAL = ("", "W", "HW", "DHW")
 CANONICAL = {"b0f_0io->b0f", "b01f_01io->b01f", "b012f_012io->b012f"}
@@ -36,14 +40,17 @@ def problem(dtype=jnp.float32):
     return {"a": a, "b": b, "c": c}, (x, y)
 
 
-def layouts(fn, *args):
-    """The layout of every convolution that is compiled, wherever it stands."""
-    text = jax.jit(fn).lower(*args).compile().as_text()
-    return re.findall(r"convolution\(.*dim_labels=([0-9a-z_>-]+)", text)
+def layouts(compiled):
+    """The layout of every convolution in a compiled program, wherever it stands."""
+    return re.findall(r"convolution\(.*dim_labels=([0-9a-z_>-]+)", compiled.as_text())
+
+
+def layouts_of(fn, *args):
+    return layouts(jax.jit(fn).lower(*args).compile())
 
 
 def assert_canonical(fn, *args):
-    found = layouts(fn, *args)
+    found = layouts_of(fn, *args)
     assert found
     assert set(found) <= CANONICAL, found
 
@@ -118,7 +125,7 @@ def test_loops_and_branches_have_the_numbers_and_no_other_layout():
     assert set(found) == {"fori", "while", "scan", "cond", "switch", "map", "remat", "jit", "nested"}
     assert_close(found, plain, ROUND_OFF)
     assert_close(found["fori"], found["cond"], ROUND_OFF)
-    assert set(layouts(run, params)) - CANONICAL  # XLA does not do it
+    assert set(layouts_of(run, params)) - CANONICAL  # XLA does not do it
     assert_canonical(canonical_convolutions(run), params)
 
 
@@ -199,6 +206,43 @@ def _product(operator, params):
 def test_the_loops_of_the_library(name):
     params, data = problem()
     assert_canonical(LOOPS[name], params, data)
+
+
+def test_lanes_of_a_sweep():
+    params, data = problem()
+
+    def run(key, h):
+        step = lambda p, _: (jax.tree.map(lambda a, g: a - h * g, p, jax.grad(network)(p, *data)), None)  # noqa: E731
+        return jax.lax.scan(step, params, length=2)[0]["c"]
+
+    lanes = Lanes(run, make_runs({"h": [0.1]}), 0, jax.random.key(0), 1, None)
+    ends = lanes([[0]])["value"]
+    assert_close(ends[0], ir.descend(optax.sgd, lambda p: network(p, *data), params, 0.1, 2).params["c"][-1], ROUND_OFF)
+    (program,) = lanes._compiled.values()
+    assert layouts(program)
+    assert set(layouts(program)) <= CANONICAL
+
+
+def test_an_epoch_of_training():
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = nnx.Conv(1, 4, (3, 3), rngs=rngs), nnx.Conv(4, 3, (3, 3), rngs=rngs)
+
+        def __call__(self, x, rngs=None):
+            return jnp.mean(self.b(jnp.tanh(self.a(x))), (1, 2))
+
+    program = Program(
+        build_model=Network,
+        build_method=lambda learning_rate, hyper, key: optax.sgd(learning_rate),
+        shape=None,
+        task="classification",
+        num_examples=4,
+        batch_size=2,
+    )
+    images, labels = problem()[1][0][:4], jnp.array([0, 1, 2, 0])
+    arrays, knobs = Arrays(*[images, labels] * 3), Knobs(jnp.float32(0.1), {}, jnp.int32(2))
+    state = program.init(jax.random.key(0), knobs)
+    assert_canonical(program.epoch, state, arrays, knobs, program.order(state.key, state.epoch))
 
 
 def test_numpy_arguments():
